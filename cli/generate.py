@@ -1,0 +1,198 @@
+"""`mmgen generate`: prompts in, picture files out."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mmgen.cli.options import DeviceType, SizeType, parse_threshold, read_prompts, stage_settings
+from mmgen.cli.terminal import StageBars, drain, note
+from mmgen.errors import NonFiniteError, UsageError
+from mmgen.types import MAX_SEED, MAX_STEPS, SAMPLERS, Request, Size, StageSettings, check_prompt
+
+if TYPE_CHECKING:
+    from mmgen.cli.output import Output
+    from mmgen.images import Format
+    from mmgen.pipelines.text_to_image import TextToImage
+
+MAX_COUNT = 10_000
+MAX_DRAWN_SEED = 2**32  # short enough to type again
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line as it was given; None where the model decides."""
+
+    prompts: tuple[str, ...]
+    out: str
+    count: int
+    seed: int | None
+    size: Size | None
+    steps: int | None
+    guidance: float | None
+    sampler: str | None
+    threshold: str | None
+    negative: str
+    model: str
+    device: str | None
+    dtype: str | None
+    format: Format | None
+    settings: tuple[str, ...]
+    as_json: bool
+    overwrite: bool
+
+    def stages(self) -> dict[str, StageSettings]:
+        """Settings by stage; the short options mean the stage 'decoder'."""
+        decoder = {
+            "steps": self.steps,
+            "guidance_scale": self.guidance,
+            "sampler": self.sampler,
+            "threshold": None if self.threshold is None else parse_threshold(self.threshold),
+        }
+        return stage_settings(self.settings, decoder)
+
+    def seeds(self) -> tuple[int, ...]:
+        """`count` seeds in a row from the one given, or from one that is drawn and said."""
+        first = self.seed
+        if first is None:
+            first = secrets.randbelow(MAX_DRAWN_SEED)
+            note(f"seed {first} (drawn; --seed {first} gives the same again)")
+        return tuple(range(first, first + self.count))
+
+
+OPTIONS = (
+    click.argument("prompts", nargs=-1, required=True, metavar="PROMPT..."),
+    click.option("-o", "--out", default="mmgen-out", show_default=True, metavar="PATH",
+                 help="Folder for the pictures, or the file name of one picture."),
+    click.option("-n", "--count", type=click.IntRange(1, MAX_COUNT), default=1, show_default=True,
+                 help="Pictures per prompt, with the seeds SEED, SEED+1, ..."),
+    click.option("--seed", type=click.IntRange(0, MAX_SEED), help="First seed; drawn and printed if not given."),
+    click.option("--size", type=SizeType(), metavar="N|WxH",
+                 help="Pixels, one side or both; the model's own if not given."),
+    click.option("--steps", type=click.IntRange(1, MAX_STEPS), help="Steps of the decoder."),
+    click.option("--guidance", type=float, help="How closely the decoder follows the prompt; 1 is off."),
+    click.option("--sampler", type=click.Choice(SAMPLERS), help="How the decoder steps."),
+    click.option("--threshold", metavar="PERCENTILE|clip|none",
+                 help="What the decoder does with colours out of range."),
+    click.option("--negative", default="", metavar="TEXT", help="What should not be in the picture."),
+    click.option("--model", default="storybook", show_default=True, metavar="NAME|FOLDER",
+                 help="A bundled model or a folder of weights."),
+    click.option("--device", type=DeviceType(), help="Where to run: cpu, cuda, cuda:1, mps or xpu."),
+    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Numbers to compute with."),
+    click.option("--format", type=click.Choice(["png", "jpeg", "webp"]),
+                 help="Kind of file; png, or what --out says."),
+    click.option("--set", "settings", multiple=True, metavar="STAGE.NAME=VALUE",
+                 help="Any setting of any stage; may be repeated."),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object per picture on standard output."),
+    click.option("--overwrite", is_flag=True, help="Replace the file that --out names."),
+)  # fmt: skip
+
+
+def _with_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return function
+
+
+@click.command()
+@_with_options
+def generate(**given: Any) -> None:
+    """Draw a picture for each PROMPT.
+
+    The PROMPT - stands for the lines of standard input. Each file carries its settings: `mmgen inspect` shows
+    them. No file is overwritten unless you say so.
+
+    \b
+    mmgen generate "a red kite over a lake" --size 512 --seed 7
+    mmgen generate "a fox" -n 4 --set super-res-256.steps=10
+    mmgen generate - --json < prompts.txt
+    """
+    options = Options(**given)
+    asked, output = _check(options)
+    note(f"loading {options.model}")
+    import mmgen
+    from mmgen.images import check_fits
+
+    pipe = mmgen.load(options.model, device=options.device, dtype=options.dtype)
+    request = pipe.request(
+        asked.prompts,
+        seeds=asked.seeds,
+        size=options.size,
+        negative_prompt=asked.negative_prompt,
+        stages=asked.stages,
+    )
+    for prompt in request.prompts:
+        check_fits(output.format, request.single(prompt, request.seeds[-1]))
+    failed = _draw(pipe, request, output, options.as_json)
+    if failed:
+        note(f"{failed} of {len(asked.prompts) * len(asked.seeds)} pictures failed; the others are there")
+        click.get_current_context().exit(1)
+
+
+def _check(options: Options) -> tuple[Request, Output]:
+    """All that can be wrong before a model is loaded: values, names, and whether pictures can be written."""
+    prompts = read_prompts(options.prompts)
+    check_prompt(options.negative, what="negative prompt", may_be_empty=True)
+    stages = options.stages()
+    if not options.model.strip():
+        raise UsageError("--model is empty: give a name or a folder")
+    if options.seed is not None and options.seed + options.count - 1 > MAX_SEED:
+        raise UsageError(f"--seed {options.seed} with --count {options.count} goes past {MAX_SEED}")
+    from mmgen.cli.output import plan
+
+    output = plan(options.out, options.format, len(prompts) * options.count, options.overwrite)
+    asked = Request(
+        prompts=prompts,
+        seeds=options.seeds(),
+        size=options.size or (1, 1),  # stands in until the model has said its own
+        negative_prompt=options.negative,
+        stages=stages,
+    )
+    return asked, output
+
+
+def _draw(pipe: TextToImage, request: Request, output: Output, as_json: bool) -> int:
+    """Draw and write the pictures one by one, so that each is safe before the next begins. How many failed."""
+    pictures = list(request.pictures())
+    failed = 0
+    said: set[tuple[str, str]] = set()
+    for number, (prompt, seed) in enumerate(pictures, start=1):
+        single = request.single(prompt, seed)
+        started = time.monotonic()
+        try:
+            with StageBars(f"{number}/{len(pictures)}") as bars:
+                result = drain(pipe.stream(single), bars)
+        except NonFiniteError as error:
+            failed += 1
+            note(f"error: {prompt!r}, seed {seed}: {error}")
+            _print_picture(single, None, as_json, {"error": str(error)})
+            continue
+        unknown = result.unknown_words.get(prompt, {})
+        _say_unknown(pipe.name, unknown, said)
+        path = output.save(result.images[0], result.request)
+        seconds = round(time.monotonic() - started, 3)
+        _print_picture(result.request, path, as_json, {"seconds": seconds, "unknown_words": dict(unknown)})
+    return failed
+
+
+def _say_unknown(model: str, unknown: Mapping[str, str], said: set[tuple[str, str]]) -> None:
+    for word, nearest in unknown.items():
+        if (word, nearest) not in said:
+            said.add((word, nearest))
+            note(f"{model} has no {word!r}" + (f"; nearest: {nearest!r}" if nearest else ""))
+
+
+def _print_picture(request: Request, path: Path | None, as_json: bool, more: Mapping[str, Any]) -> None:
+    """A line on standard output: the file's name, or as JSON everything about the picture."""
+    if as_json:
+        file = None if path is None else str(path)
+        click.echo(json.dumps({"file": file, "request": json.loads(request.to_json()), **more}))
+    elif path is not None:
+        click.echo(str(path))

@@ -1,0 +1,75 @@
+"""`mmgen models`: which models there are, what they are made of, and whether they are whole."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from mmgen.errors import ModelError
+
+
+@click.group()
+def models() -> None:
+    """List, describe and verify models."""
+
+
+@models.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="A JSON list on standard output.")
+def list_models(as_json: bool) -> None:
+    """List the bundled models.
+
+    \b
+    mmgen models list
+    """
+    from mmgen.pipelines.loading import available
+
+    names = available()
+    click.echo(json.dumps(names) if as_json else "\n".join(names))
+
+
+@models.command()
+@click.argument("name", metavar="NAME|FOLDER")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def info(name: str, as_json: bool) -> None:
+    """Show the parts of a model, from its configurations and headers: no weights are read.
+
+    \b
+    mmgen models info storybook
+    """
+    from mmgen.pipelines.loading import describe
+
+    values = describe(name)
+    click.echo(json.dumps(values) if as_json else "\n".join(_table(values)))
+
+
+@models.command()
+@click.argument("name", metavar="NAME|FOLDER")
+def verify(name: str) -> None:
+    """Check every file of a model against its manifest. Exit code 3 if something is wrong.
+
+    \b
+    mmgen models verify storybook
+    """
+    from mmgen.pipelines.loading import verify as find_problems
+
+    problems = find_problems(name)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise ModelError(f"{name} has {len(problems)} problems: get it again from where it came")
+    click.echo(f"{name}: every file is as it should be")
+
+
+def _table(values: dict[str, Any]) -> list[str]:
+    """A line per part, then what else is known, as `name: value`."""
+    lines = []
+    for part, facts in values.get("components", {}).items():
+        millions = f"{facts['parameters'] / 1e6:.1f} M parameters"
+        megabytes = f"{facts['bytes'] / 1e6:.1f} MB"
+        lines.append(
+            f"{part:16} {facts['class']:24} {millions:>20} {megabytes:>10}  {facts['dtype'] or ''}".rstrip()
+        )
+    lines += [f"{name}: {value}" for name, value in values.items() if name != "components"]
+    return lines

@@ -1,0 +1,138 @@
+"""Values on the command line: how each is written, and what is said when it cannot be read. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from mmgen.errors import UsageError
+from mmgen.types import Size, StageSettings, check_prompt
+
+MAX_SIDE = 16_384  # pixels; WebP holds no more, and no model comes near
+STAGE_NAMES = tuple(field.name for field in dataclasses.fields(StageSettings))
+
+
+class SizeType(click.ParamType):
+    """N or WxH, in pixels."""
+
+    name = "N|WxH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
+        found = re.fullmatch(r"(\d{1,9})(?:[xX×](\d{1,9}))?", str(value), re.ASCII)
+        if not found:
+            self.fail(f"{value!r} is not a size: give one side or both, such as 512 or 640x480", param, ctx)
+        width, height = int(found[1]), int(found[2] or found[1])
+        if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+            self.fail(f"{value!r} is no size for a picture: a side has 1 to {MAX_SIDE} pixels", param, ctx)
+        return width, height
+
+
+class DeviceType(click.ParamType):
+    """The name of a device, as torch writes it."""
+
+    name = "DEVICE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d{1,3})?", str(value), re.ASCII):
+            self.fail(f"{value!r} is not a device: give cpu, cuda, cuda:1, mps or xpu", param, ctx)
+        return str(value)
+
+
+def parse_threshold(text: str) -> float | str:
+    """A percentile as a number; any other text as it is, which StageSettings judges."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII):
+        raise ValueError
+    return int(text)
+
+
+def _times(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+_PARSERS: Mapping[str, tuple[Callable[[str], Any], str]] = {
+    "steps": (_whole, "a whole number"),
+    "sampler": (str, "the name of a sampler"),
+    "guidance_interval": (_times, "two times, such as 0.2,0.8"),
+    "threshold": (parse_threshold, "a percentile, clip or none"),
+}
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """STAGE.NAME=VALUE texts as values by stage and name. Raises UsageError if one cannot be meant."""
+    stages: dict[str, dict[str, Any]] = {}
+    for text in settings:
+        found = re.fullmatch(r"([^.=\s]+)\.([^.=\s]+)=(.+)", text, re.DOTALL)
+        if not found:
+            raise UsageError(f"--set {text!r}: write STAGE.NAME=VALUE, such as decoder.steps=25")
+        stage, name, value = found.groups()
+        if name not in STAGE_NAMES:
+            raise UsageError(f"--set {text!r}: no setting {name!r}, there are {', '.join(STAGE_NAMES)}")
+        if name in stages.setdefault(stage, {}):
+            raise UsageError(f"--set {stage}.{name} is given twice: keep one")
+        stages[stage][name] = _parse(stage, name, value)
+    return stages
+
+
+def _parse(stage: str, name: str, value: str) -> Any:
+    parser, meaning = _PARSERS.get(name, (float, "a number"))
+    try:
+        return parser(value)
+    except ValueError:
+        raise UsageError(f"--set {stage}.{name}={value}: give {meaning}") from None
+
+
+def stage_settings(settings: Sequence[str], decoder: Mapping[str, Any]) -> dict[str, StageSettings]:
+    """Settings by stage from --set and from the short options, which mean the stage 'decoder'."""
+    stages = parse_settings(settings)
+    for name, value in decoder.items():
+        if value is None:
+            continue
+        if name in stages.setdefault("decoder", {}):
+            raise UsageError(f"decoder.{name} is given twice, once by --set: keep one")
+        stages["decoder"][name] = value
+    return {stage: StageSettings.from_dict(values) for stage, values in stages.items()}
+
+
+def read_prompts(words: Sequence[str]) -> tuple[str, ...]:
+    """The prompts of a command line; `-` stands for the lines of standard input, empty ones left out."""
+    prompts: list[str] = []
+    for word in words:
+        prompts += _standard_input() if word == "-" else [word]
+    for prompt in prompts:
+        check_prompt(prompt)
+        if any("\ud800" <= c <= "\udfff" for c in prompt):
+            raise UsageError(f"the prompt {prompt[:40]!r} is not UTF-8 text: write it as UTF-8")
+    return tuple(prompts)
+
+
+def _standard_input() -> list[str]:
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8 text: byte {error.start + 1} is wrong") from None
+    # str.splitlines would also split at form feeds and U+2028, which may stand inside a prompt
+    lines = re.split(r"\r\n|\r|\n", text)
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            check_prompt(line)
+        except UsageError as error:
+            raise UsageError(f"standard input, line {number}: {error}") from None
+        prompts.append(line)
+    if not prompts:
+        raise UsageError("no prompt on standard input: write one on each line")
+    return prompts

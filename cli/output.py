@@ -1,0 +1,98 @@
+"""Where the pictures of a command go: folder or file, format, and names that never overwrite anything."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL.Image import Image
+
+from mmgen.errors import MachineError, UsageError
+from mmgen.images import FORMATS, SUFFIXES, Format, check_folder, encode, make_folder, write_new
+from mmgen.types import Request
+
+DEFAULT_FOLDER = "mmgen-out"
+SLUG_BYTES = 80
+_FORMAT_OF: dict[str, Format] = {**{SUFFIXES[name]: name for name in FORMATS}, ".jpeg": "jpeg"}
+_NOT_WRITTEN = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Output:
+    """folder: where pictures go. file: the name of the one picture, None = names made from the prompts."""
+
+    folder: Path
+    file: Path | None
+    format: Format
+    overwrite: bool
+
+    def save(self, image: Image, request: Request) -> Path:
+        """Write one picture with the request that made it, under a new name. Returns the name."""
+        make_folder(self.folder)
+        data = encode(image, self.format, request)
+        if self.file is not None:
+            return write_new(self.file, data, overwrite=self.overwrite)
+        ((prompt, seed),) = request.pictures()
+        names = self._names(f"{slug(prompt)}-{seed}{SUFFIXES[self.format]}")
+        return write_new(next(names), data, alternatives=names)
+
+    def _names(self, rest: str) -> Iterator[Path]:
+        first = 1 + max(_leading_numbers(self.folder), default=0)
+        return (self.folder / f"{index:04d}-{rest}" for index in itertools.count(first))
+
+
+def plan(out: str, format: Format | None, pictures: int, overwrite: bool) -> Output:
+    """Decide where the pictures go, and try it, before anything is drawn.
+
+    Raises UsageError for a name that cannot be meant or is taken, MachineError if nothing can be written there.
+    """
+    if not out.strip() or "\0" in out:
+        raise UsageError(f"--out {out!r}: give a folder, or a file name for one picture")
+    path = Path(out)
+    suffix = path.suffix.lower()
+    if path.is_dir() or out.endswith(("/", os.sep)) or suffix not in (*_FORMAT_OF, *_NOT_WRITTEN):
+        output = Output(path, None, format or "png", overwrite)
+        if overwrite:
+            raise UsageError(f"--overwrite is for one file, and {out} is a folder, where each name is new")
+    else:
+        output = _one_file(path, suffix, format, pictures, overwrite)
+    check_folder(output.folder)
+    return output
+
+
+def _one_file(path: Path, suffix: str, format: Format | None, pictures: int, overwrite: bool) -> Output:
+    if suffix not in _FORMAT_OF:
+        raise UsageError(f"--out {path}: mmgen writes png, jpeg and webp, not {suffix[1:]}")
+    if format not in (None, _FORMAT_OF[suffix]):
+        raise UsageError(f"--out {path} says {_FORMAT_OF[suffix]} and --format says {format}: keep one")
+    if pictures != 1:
+        raise UsageError(f"--out {path} is one file for {pictures} pictures: give a folder")
+    if os.path.lexists(path) and not overwrite:
+        raise UsageError(f"{path} exists already: choose another name, or replace it with --overwrite")
+    return Output(path.parent, path, _FORMAT_OF[suffix], overwrite)
+
+
+def slug(prompt: str) -> str:
+    """The prompt as part of a file name: letters, digits and hyphens of any script, at most SLUG_BYTES bytes."""
+    kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in _plain(prompt))
+    text = "-".join("".join(kept).split())
+    return text.encode()[:SLUG_BYTES].decode("utf-8", "ignore").rstrip("-")
+
+
+def _plain(prompt: str) -> str:
+    return unicodedata.normalize("NFC", prompt).lower()
+
+
+def _leading_numbers(folder: Path) -> Iterator[int]:
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise MachineError(f"cannot list {folder}: {error.strerror}") from error
+    for name in names:
+        if found := re.match(r"(\d{4,9})-", name, re.ASCII):
+            yield int(found[1])

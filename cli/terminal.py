@@ -1,0 +1,84 @@
+"""What a person reads: notes on stderr, and how far the stages are, as bars on a terminal or lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mmgen.schedulers.samplers import Step
+    from mmgen.types import Result
+
+
+MAX_LINE_CHARS = 1000
+
+
+def note(text: str) -> None:
+    """A line for a person: on stderr, so that stdout holds only what a program may read."""
+    click.echo(one_line(text), err=True)
+
+
+def one_line(text: str) -> str:
+    """Text for a terminal: one line of bounded length without control characters."""
+    text = " ".join(text.split())
+    text = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:MAX_LINE_CHARS]
+    )
+    return text if len(text) < MAX_LINE_CHARS else f"{text} ..."
+
+
+class StageBars:
+    """Shows the steps of one picture. title: which picture it is, such as "2/4"."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.terminal = sys.stderr.isatty()
+        self.stage = ""
+        self.started = 0.0
+        self.bar: Any = None
+
+    def __enter__(self) -> StageBars:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end(finished=kind is None)
+
+    def show(self, step: Step) -> None:
+        if step.stage != self.stage:
+            self._end(finished=True)
+            self._begin(step)
+        if self.bar is not None:
+            self.bar.update()
+
+    def _begin(self, step: Step) -> None:
+        self.stage, self.started = step.stage, time.monotonic()
+        if self.terminal:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=step.total, desc=f"{self.title} {step.stage}", leave=False, file=sys.stderr)
+
+    def _end(self, finished: bool) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+        elif self.stage and finished:
+            note(f"{self.title} {self.stage}: {time.monotonic() - self.started:.1f} s")
+        self.stage = ""
+
+
+def drain(run: Generator[Step, None, Result], bars: StageBars) -> Result:
+    """Run a stream of steps to its end, showing each; its result."""
+    while True:
+        try:
+            step = next(run)
+        except StopIteration as done:
+            result: Result = done.value
+            return result
+        bars.show(step)

@@ -1,0 +1,83 @@
+"""The diffusion prior: from a text to the image embedding that a fitting picture would have.
+
+Source: Ramesh et al. 2022 (unCLIP, DALL-E 2), arXiv:2204.06125, section 2.2: a transformer over text tokens, the pooled
+text, the time and the noised embedding, which predicts the embedding itself. Ours attends in both directions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from mmgen.conditioning import Conditioning, given, with_null_text
+from mmgen.nn.embeddings import ScalarEmbedding, zero_
+from mmgen.nn.transformer import TransformerLayer
+
+
+class PreparedPrior(NamedTuple):
+    """tokens: [B, L + 1, width], the text and the pooled text; mask: [B, L + 1]."""
+
+    tokens: Tensor
+    mask: Tensor
+
+
+class DiffusionPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' mixins are untyped
+    """x_t [B, embed_dim] -> x0. Embeddings are diffused times sqrt(embed_dim), so that their entries have unit variance.
+
+    text_dim, pooled_dim: widths of the frozen encoder's outputs; pooled may be the dual encoder's text embedding.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        text_dim: int = 384,
+        pooled_dim: int = 384,
+        width: int = 256,
+        layers: int = 3,
+        heads: int = 4,
+    ) -> None:
+        super().__init__()
+        self.text_in = nn.Linear(text_dim, width)
+        self.pooled_in = nn.Linear(pooled_dim, width)
+        self.null_text = nn.Parameter(torch.randn(text_dim) * 0.1)
+        self.x_in = nn.Linear(embed_dim, width)
+        self.query = nn.Parameter(torch.randn(width) * 0.02)
+        self.time = ScalarEmbedding(width)
+        self.target_time = ScalarEmbedding(width, zero_init=True)
+        self.guidance = ScalarEmbedding(width, zero_init=True)
+        self.trunk = nn.ModuleList(TransformerLayer(width, heads=heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, embed_dim)
+        zero_(self.out)
+
+    def prepare(self, cond: Conditioning) -> PreparedPrior:
+        """What does not change from step to step. Raises ValueError if text or pooled is missing."""
+        text, mask = with_null_text(cond, self.null_text)
+        pooled = given(cond.pooled, "pooled")
+        if cond.drop_text is not None:
+            pooled = pooled * ~cond.drop_text[:, None]
+        told = self.pooled_in(pooled)
+        if cond.guidance is not None:
+            told = told + self.guidance(cond.guidance / 20)
+        tokens = torch.cat([self.text_in(text), told[:, None]], dim=1)
+        return PreparedPrior(tokens, torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1))
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, prepared: PreparedPrior, target_time: Tensor | None = None
+    ) -> Tensor:
+        """x_t: [B, embed_dim], t: [B] in [0, 1]. Returns x0, [B, embed_dim]."""
+        time = self.time(t)
+        if target_time is not None:
+            time = time + self.target_time(target_time)
+        own = torch.stack([time, self.x_in(x_t), self.query.to(time.dtype).expand_as(time)], dim=1)
+        x = torch.cat([prepared.tokens, own.to(prepared.tokens.dtype)], dim=1)
+        mask = torch.cat([prepared.mask, prepared.mask.new_ones(len(x), 3)], dim=1)
+        for layer in self.trunk:
+            x = layer(x, mask)
+        out: Tensor = self.out(self.norm(x[:, -1]))
+        return out

@@ -1,0 +1,42 @@
+"""The losses, as functions of predictions and truths."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+T_FLOOR = 0.05
+UNIFORM_PART = 0.1
+
+
+def sample_times(
+    count: int, generator: torch.Generator, device: torch.device, mean: float = 0.2, std: float = 1.1
+) -> Tensor:
+    """[count] times in (0, 1): logit-normal, one in ten uniform. Source: Esser et al. 2024, arXiv:2403.03206, 3.1."""
+    normal = torch.randn(count, generator=generator, device=device)
+    uniform = torch.rand(count, generator=generator, device=device)
+    use_uniform = torch.rand(count, generator=generator, device=device) < UNIFORM_PART
+    return torch.where(use_uniform, uniform, torch.sigmoid(mean + std * normal)).clamp(1e-4, 1 - 1e-4)
+
+
+def velocity_loss(x0_pred: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """[B]: mean squared error of v = (x_t - x0) / t where x0 was predicted; t is held above 0.05."""
+    scale = 1 / t.clamp_min(T_FLOOR)
+    return (x0_pred.float() - x0).square().flatten(1).mean(1) * scale.square()
+
+
+def contrastive_loss(image_embed: Tensor, text_embed: Tensor, log_scale: Tensor) -> Tensor:
+    """Symmetric cross entropy over the batch's cosine similarities. Source: CLIP, arXiv:2103.00020, figure 3."""
+    logits = log_scale.exp() * image_embed.float() @ text_embed.float().T
+    target = torch.arange(len(logits), device=logits.device)
+    forwards = torch.nn.functional.cross_entropy(logits, target)
+    return (forwards + torch.nn.functional.cross_entropy(logits.T, target)) / 2
+
+
+def by_noise_level(losses: Tensor, t: Tensor) -> dict[str, float]:
+    """Mean loss in the lower, middle and upper third of the times, where there are any."""
+    thirds = (t * 3).long().clamp(0, 2)
+    names = ("low", "mid", "high")
+    return {
+        f"loss_{name}": losses[thirds == i].mean().item() for i, name in enumerate(names) if bool((thirds == i).any())
+    }

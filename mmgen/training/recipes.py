@@ -1,0 +1,187 @@
+"""The recipes: for each network its data, its loss and what its progress sheet shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmgen.conditioning import Conditioning
+from mmgen.models.dual_encoder import DualEncoder
+from mmgen.models.text import TextEncoder
+from mmgen.training.data import Source
+from mmgen.training.losses import by_noise_level, contrastive_loss, sample_times, velocity_loss
+
+SMALL_UNTIL = 0.33  # of the budget: until here half-size pictures, a quarter of the cost
+DROP_BOTH, DROP_IMAGE, DROP_TEXT = 0.1, 0.4, 0.1
+MAX_NOISE_LEVEL = 0.4
+MAX_LOG_SCALE = 4.6  # a factor of 100, as in CLIP
+
+
+class DecoderRecipe:
+    """Text and image embedding -> picture. Without a dual encoder the image embedding is always null.
+
+    batch: pictures at full size; at half size there are twice as many.
+    """
+
+    part = "decoder"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        source: Source,
+        text: TextEncoder,
+        dual: DualEncoder | None = None,
+        *,
+        lr: float = 1e-3,
+        batch: int = 64,
+        half_size_first: bool = True,
+    ) -> None:
+        self.network, self.source, self.text, self.dual = network, source, text, dual
+        self.lr, self.count, self.half_size_first = lr, batch, half_size_first
+
+    def loss(self, index: int, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float], int]:
+        device = generator.device
+        small = self.half_size_first and progress < SMALL_UNTIL
+        full = self.network.config.sample_size
+        count, px = (2 * self.count, full // 2) if small else (self.count, full)
+        pixels, captions = self.source.batch(index, count, px)
+        x0 = pixels.to(device)
+        cond = self._condition(x0, captions, generator)
+        t = sample_times(count, generator, device)
+        eps = torch.randn(x0.shape, generator=generator, device=device)
+        at = t[:, None, None, None]
+        x0_pred = self.network((1 - at) * x0 + at * eps, t, self.network.prepare(cond))
+        losses = velocity_loss(x0_pred, x0, t)
+        return losses.mean(), by_noise_level(losses.detach(), t), count
+
+    def _condition(self, x0: Tensor, captions: list[str], generator: torch.Generator) -> Conditioning:
+        words = self.text.encode(captions)
+        draw = torch.rand(len(captions), generator=generator, device=x0.device)
+        both = draw < DROP_BOTH
+        text = both | (draw > 1 - DROP_TEXT)
+        if self.dual is None:
+            image, embed = None, None
+            text = both
+        else:
+            image, embed = both | ((draw >= DROP_BOTH) & (draw < DROP_BOTH + DROP_IMAGE)), self._embed(x0)
+        return Conditioning(
+            text=words.text, text_mask=words.text_mask, pooled=words.pooled,
+            image_embed=embed, drop_text=text, drop_image=image,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _embed(self, x0: Tensor) -> Tensor:
+        assert self.dual is not None
+        return self.dual.image_embed(x0)
+
+    def sheet(self, network: nn.Module, path: Path) -> None:
+        from mmgen.training.sheets import decoder_sheet
+
+        decoder_sheet(network, self.text, path)
+
+
+class SuperResRecipe:
+    """Low resolution -> what is missing, on crops, at both scales of the cascade by turns."""
+
+    part = "super-res"
+
+    def __init__(
+        self, network: nn.Module, source: Source, *, lr: float = 1e-3, batch: int = 24, crop: int = 128
+    ) -> None:
+        self.network, self.source = network, source
+        self.lr, self.count, self.crop = lr, batch, crop
+
+    def loss(self, index: int, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float], int]:
+        device = generator.device
+        source_size = 64 if index % 2 == 0 else 256
+        x0 = self.source.crops(index, self.count, self.crop, source_size).to(device)
+        level = torch.rand(self.count, generator=generator, device=device) * MAX_NOISE_LEVEL
+        low = torch.nn.functional.avg_pool2d(x0, 4)
+        noise = torch.randn(low.shape, generator=generator, device=device)
+        at = level[:, None, None, None]
+        low_res = enlarge(low + at * noise)
+        t = sample_times(self.count, generator, device, mean=0.8, std=1.2)
+        residual = x0 - low_res
+        eps = torch.randn(x0.shape, generator=generator, device=device) * self.network.config.noise_scale
+        at = t[:, None, None, None]
+        sizes = torch.full((self.count,), float(source_size), device=device)
+        cond = Conditioning(low_res=low_res, noise_level=level, source_size=sizes)
+        predicted = self.network((1 - at) * residual + at * eps, t, self.network.prepare(cond))
+        # on x0, not on v: the residual is small and one step from pure noise is how the network is mostly used
+        losses = (predicted.float() - residual).square().flatten(1).mean(1) * 100
+        return losses.mean(), by_noise_level(losses.detach(), t), self.count
+
+    def sheet(self, network: nn.Module, path: Path) -> None:
+        from mmgen.training.sheets import super_res_sheet
+
+        super_res_sheet(network, self.source, path)
+
+
+def enlarge(low: Tensor, factor: int = 4) -> Tensor:
+    """Bicubic, without overshoot clipped: [B, 3, H, W] -> [B, 3, 4H, 4W]."""
+    return torch.nn.functional.interpolate(low.float(), scale_factor=factor, mode="bicubic", align_corners=False)
+
+
+class DualEncoderRecipe:
+    """Pictures and their captions drawn together, others pushed apart."""
+
+    part = "dual-encoder"
+
+    def __init__(
+        self, network: nn.Module, source: Source, text: TextEncoder, *, lr: float = 1e-3, batch: int = 128
+    ) -> None:
+        self.network, self.source, self.text = network, source, text
+        self.lr, self.count = lr, batch
+
+    def loss(self, index: int, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float], int]:
+        pixels, captions = self.source.batch(index, self.count, self.network.config.image_size)
+        # pictures from a network are never quite clean: the tower must not mind a little noise
+        noise = torch.randn(pixels.shape, generator=generator, device=generator.device)
+        strength = 0.1 * torch.rand(self.count, 1, 1, 1, generator=generator, device=generator.device)
+        image, text = self.network(pixels.to(generator.device) + strength * noise, self.text.encode(captions))
+        accuracy = (image @ text.T).argmax(1) == torch.arange(self.count, device=image.device)
+        loss = contrastive_loss(image, text, self.network.log_scale.clamp(max=MAX_LOG_SCALE))
+        return loss, {"accuracy": accuracy.float().mean().item()}, self.count
+
+    def sheet(self, network: nn.Module, path: Path) -> None:
+        """Nothing to draw: the accuracy in the log says it."""
+
+
+class PriorRecipe:
+    """Text -> the image embedding of its picture."""
+
+    part = "prior"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        source: Source,
+        text: TextEncoder,
+        dual: DualEncoder,
+        *,
+        lr: float = 1e-3,
+        batch: int = 128,
+    ) -> None:
+        self.network, self.source, self.text, self.dual = network, source, text, dual
+        self.lr, self.count = lr, batch
+
+    def loss(self, index: int, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float], int]:
+        device = generator.device
+        pixels, captions = self.source.batch(index, self.count, self.dual.config.image_size)
+        with torch.no_grad():
+            embed = self.dual.image_embed(pixels.to(device))
+        x0 = embed * embed.shape[1] ** 0.5
+        words = self.text.encode(captions)
+        drop = torch.rand(self.count, generator=generator, device=device) < DROP_BOTH
+        cond = Conditioning(text=words.text, text_mask=words.text_mask, pooled=words.pooled, drop_text=drop)
+        t = sample_times(self.count, generator, device)
+        eps = torch.randn(x0.shape, generator=generator, device=device)
+        x0_pred = self.network((1 - t[:, None]) * x0 + t[:, None] * eps, t, self.network.prepare(cond))
+        losses = velocity_loss(x0_pred, x0, t)
+        fit = torch.nn.functional.cosine_similarity(x0_pred.detach().float(), x0, dim=1)
+        return losses.mean(), {"cosine": fit.mean().item(), **by_noise_level(losses.detach(), t)}, self.count
+
+    def sheet(self, network: nn.Module, path: Path) -> None:
+        """Nothing to draw: the cosine in the log says it."""

@@ -1,0 +1,241 @@
+"""One trainer for every network: batches, one loss, an average of the weights, a checkpoint that continues exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmgen.errors import ModelError, UsageError
+from mmgen.training.ema import Ema
+
+WARMUP_STEPS = 300
+DECAY_FROM = 0.7  # of the budget: from here the learning rate falls to zero
+SAVE_SECONDS = 120.0
+
+
+class Recipe(Protocol):
+    """What is trained and how: everything about one network that the loop does not know.
+
+    part: the network's name. network: what is trained. lr: peak learning rate. weights may be large: `loss` is called
+    with the index of the batch and how much of the budget is spent, in [0, 1), and returns the loss, named figures for
+    the log, and the number of pictures in it.
+    """
+
+    part: str
+    network: nn.Module
+    lr: float
+
+    def loss(self, index: int, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float], int]: ...
+
+    def sheet(self, network: nn.Module, path: Path) -> None:
+        """Draw what the averaged network can do by now."""
+        ...
+
+
+@dataclass
+class State:
+    """Where a run stands. seconds: trained in all sessions together."""
+
+    part: str
+    seed: int
+    step: int = 0
+    seconds: float = 0.0
+    pictures: int = 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train in all, earlier sessions included: minutes of wall clock, or a number of steps for tests.
+
+    hold: keep the learning rate, for a run that will go on.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    hold: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise UsageError("give either minutes or steps to train for")
+        amount = self.minutes if self.steps is None else self.steps
+        if amount is None or not math.isfinite(amount) or amount <= 0:
+            raise UsageError(f"a budget of {amount} cannot be spent: give more than 0")
+
+    def progress(self, state: State) -> float:
+        """The spent part, 1 or more when it is all gone."""
+        if self.steps is not None:
+            return state.step / self.steps
+        assert self.minutes is not None
+        return state.seconds / (60 * self.minutes)
+
+    def lr_factor(self, state: State) -> float:
+        """Linear warm-up, constant, linear decay to zero."""
+        decay = 1.0 if self.hold else min(1.0, (1 - self.progress(state)) / (1 - DECAY_FROM))
+        return max(0.0, min(decay, (state.step + 1) / WARMUP_STEPS))
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    sheet_minutes: float = 10.0,
+    say: Callable[[str], None] = print,
+) -> State:
+    """Train until the budget is spent; the averaged network is then in `out`/`recipe.part`.
+
+    Raises UsageError if `out` holds a run and resume is not asked for, or the other way round; NonFiniteError never:
+    a step whose gradient is not finite is skipped and logged, 20 in a row end the run with ModelError.
+    """
+    run = _Run(recipe, out, seed, resume)
+    started = spoken = saved = drawn = time.monotonic()
+    before = run.state.seconds
+    while (progress := budget.progress(run.state)) < 1:
+        run.step(progress, budget.lr_factor(run.state))
+        now = time.monotonic()
+        run.state.seconds = before + now - started
+        if now - spoken > 15:
+            say(run.report(budget))
+            spoken = now
+        if now - drawn > 60 * sheet_minutes:
+            recipe.sheet(run.ema.module, out / f"sheet-{run.state.step:07d}.png")
+            drawn = now
+        if now - saved > SAVE_SECONDS:
+            run.save()
+            saved = now
+    run.save()
+    recipe.sheet(run.ema.module, out / f"sheet-{run.state.step:07d}.png")
+    say(run.report(budget))
+    return run.state
+
+
+class _Run:
+    def __init__(self, recipe: Recipe, out: Path, seed: int, resume: bool) -> None:
+        from accelerate import Accelerator
+
+        self.recipe, self.out = recipe, out
+        if (out / "checkpoint").is_dir() != resume:
+            raise UsageError(
+                f"{out.name} holds no run to resume" if resume else f"{out.name} holds a run: continue it with --resume"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        self.accelerator = Accelerator(mixed_precision="bf16")
+        self.device = self.accelerator.device
+        network = recipe.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
+        self.ema = Ema(network)
+        self.state = State(recipe.part, seed)
+        if resume:
+            self._load(network, optimizer)
+        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.figures: dict[str, list[float]] = {}
+        self.skipped = 0
+        self.spoken = (time.monotonic(), self.state.pictures)
+
+    def step(self, progress: float, lr_factor: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * lr_factor
+        # derived from the step, so that a resumed run draws what an uninterrupted one would have drawn
+        generator = torch.Generator(self.device).manual_seed(self.state.seed * 1_000_003 + self.state.step)
+        with self.accelerator.autocast():
+            loss, figures, pictures = self.recipe.loss(self.state.step, progress, generator)
+        self.accelerator.backward(loss)
+        norm = float(self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0))
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.ema.update(self.accelerator.unwrap_model(self.network))
+            self.skipped = 0
+        elif (skipped := self.skipped + 1) >= 20:
+            raise ModelError(f"{skipped} steps in a row gave a gradient that is not finite: lower the learning rate")
+        else:
+            self.skipped = skipped
+        self.optimizer.zero_grad()
+        self.state.step += 1
+        self.state.pictures += pictures
+        for name, value in {"loss": loss.item(), "grad_norm": norm, **figures}.items():
+            self.figures.setdefault(name, []).append(value)
+
+    def report(self, budget: Budget) -> str:
+        """One line for a person, the same as JSON in log.jsonl; the figures are means since the last report."""
+        now, (since, pictures) = time.monotonic(), self.spoken
+        rate = (self.state.pictures - pictures) / max(now - since, 1e-9)
+        means = {name: sum(v) / len(v) for name, v in self.figures.items() if v}
+        self.spoken, self.figures = (now, self.state.pictures), {}
+        entry = {**asdict(self.state), "pictures_per_second": rate, "lr_factor": budget.lr_factor(self.state), **means}
+        with open(self.out / "log.jsonl", "a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
+        shown = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+        spent = f"{100 * budget.progress(self.state):.0f}%"
+        return f"{self.state.part} {spent} step {self.state.step} {self.state.pictures:,} pictures {rate:.0f}/s {shown}"
+
+    def save(self) -> None:
+        """Write the checkpoint beside the old one and put it in its place; then the averaged network by itself."""
+        new, old, final = (self.out / name for name in ("checkpoint-new", "checkpoint-old", "checkpoint"))
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        new.mkdir()
+        save_file(_flat(self.accelerator.unwrap_model(self.network).state_dict()), new / "network.safetensors")
+        save_file(_flat(self.ema.module.state_dict()), new / "ema.safetensors")
+        save_file(_optimizer_tensors(self.optimizer), new / "optimizer.safetensors")
+        entry = {**asdict(self.state), "ema_updates": self.ema.updates}
+        (new / "state.json").write_text(json.dumps(entry), "utf-8")
+        if final.exists():
+            os.replace(final, old)
+        os.replace(new, final)
+        shutil.rmtree(old, ignore_errors=True)
+        save_network(self.ema.module, self.out / self.state.part)
+
+    def _load(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        folder = self.out / "checkpoint"
+        entry = json.loads((folder / "state.json").read_text("utf-8"))
+        self.ema.updates = entry.pop("ema_updates")
+        if entry["part"] != self.state.part:
+            raise UsageError(f"{self.out.name} trains the {entry['part']}, not the {self.state.part}")
+        self.state = State(**entry)
+        network.load_state_dict(load_file(folder / "network.safetensors"))
+        self.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
+        _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
+
+
+def save_network(network: Any, folder: Path) -> None:
+    """The network alone, in bfloat16, as `from_pretrained` reads it."""
+    import copy
+
+    copy.deepcopy(network).to("cpu", torch.bfloat16).save_pretrained(folder)
+
+
+def _flat(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    # safetensors wants plain contiguous memory; channels-last weights are laid out anew by load_state_dict
+    return {name: value.detach().cpu().contiguous(memory_format=torch.contiguous_format) for name, value in state.items()}
+
+
+def _optimizer_tensors(optimizer: Any) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return _flat({f"{i}.{name}": value for i, slots in state.items() for name, value in slots.items()})
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        like = parameters[int(index)]
+        if value.shape == like.shape:
+            value = torch.empty_like(like).copy_(value)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,239 @@
+"""The values that travel: what is asked for, and what came of it. Frozen, with a JSON round trip, without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from mmgen.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SamplerName = Literal["ddpm", "ddim", "euler", "heun", "dpmpp-2m"]
+SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+Size = tuple[int, int]
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
+MAX_PROMPT_CHARS = 10_000
+
+
+def _number(name: str, value: object, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UsageError(f"{name} is {value!r}: give a finite number")
+    if not low <= value <= high:
+        raise UsageError(f"{name} is {value}: it must lie between {low:g} and {high:g}")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """How one stage runs. None means "not given": the model's own default, resolved in `with_defaults` alone.
+
+    steps: intervals, 1 to 1000. eta: 0 is deterministic, 1 ancestral (ddim only). guidance_scale: 1 is off.
+    guidance_interval: times in [0, 1] between which guidance acts. guidance_rescale: 0 to 1.
+    threshold: a percentile in (0, 1) for dynamic thresholding, "clip" or "none". threshold_cap: at least 1.
+    noise_level: corruption of the low-resolution input, 0 to 1 (super-resolution only).
+    Raises UsageError for anything else.
+    """
+
+    steps: int | None = None
+    sampler: SamplerName | None = None
+    eta: float | None = None
+    guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    guidance_rescale: float | None = None
+    threshold: float | Literal["clip", "none"] | None = None
+    threshold_cap: float | None = None
+    noise_level: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            if isinstance(self.steps, bool) or not isinstance(self.steps, int):
+                raise UsageError(f"steps is {self.steps!r}: give a whole number")
+            _number("steps", self.steps, 1, MAX_STEPS)
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise UsageError(f"no sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        for name, low, high in _RANGES:
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), low, high)
+        if self.guidance_interval is not None:
+            self._check_interval(self.guidance_interval)
+        if self.threshold is not None:
+            self._check_threshold(self.threshold)
+
+    def _check_interval(self, interval: Sequence[float]) -> None:
+        if len(interval) != 2:
+            raise UsageError(f"guidance_interval is {interval!r}: give two times, such as 0.2,0.8")
+        low, high = (_number("guidance_interval", t, 0, 1) for t in interval)
+        if low >= high:
+            raise UsageError(f"guidance_interval is {low:g},{high:g}: the first time must be the smaller one")
+        object.__setattr__(self, "guidance_interval", (low, high))
+
+    @staticmethod
+    def _check_threshold(threshold: object) -> None:
+        if isinstance(threshold, str):
+            if threshold not in ("clip", "none"):
+                raise UsageError(f"threshold is {threshold!r}: give a percentile such as 0.995, 'clip' or 'none'")
+        elif not 0 < _number("threshold", threshold, 0, 1) < 1:
+            raise UsageError(f"threshold is {threshold}: a percentile lies between 0 and 1, both excluded")
+
+    def with_defaults(self, defaults: StageSettings) -> StageSettings:
+        """These settings, with every None taken from `defaults`."""
+        return StageSettings(
+            **{f.name: _first(getattr(self, f.name), getattr(defaults, f.name)) for f in dataclasses.fields(self)}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only what is given, as plain JSON values."""
+        given = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in given if v is not None}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StageSettings:
+        """The inverse of `to_dict`. Raises UsageError for a name that does not exist."""
+        names = [f.name for f in dataclasses.fields(cls)]
+        for name in values:
+            if name not in names:
+                raise UsageError(f"no stage setting {name!r}: choose one of {', '.join(names)}")
+        return cls(**values)
+
+
+_RANGES = (
+    ("eta", 0, 1),
+    ("guidance_scale", 0, 100),
+    ("guidance_rescale", 0, 1),
+    ("threshold_cap", 1, 100),
+    ("noise_level", 0, 1),
+)
+
+
+def _first(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that is needed to repeat the pictures; it is written into them.
+
+    The pictures are prompts x seeds, prompt-major. size: (width, height) in pixels. stages: settings by stage name.
+    model: name of the model asked for, with its digest once it is known ("" before loading).
+    Raises UsageError where a value cannot be meant.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    size: Size
+    negative_prompt: str = ""
+    stages: Mapping[str, StageSettings] = field(default_factory=dict)
+    model: str = ""
+    model_digest: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", MappingProxyType(dict(self.stages)))
+        if not self.prompts:
+            raise UsageError("no prompt was given: say what to draw")
+        for prompt in self.prompts:
+            check_prompt(prompt)
+        check_prompt(self.negative_prompt, what="negative prompt", may_be_empty=True)
+        if not self.seeds:
+            raise UsageError("no seed was given: give at least one")
+        for seed in self.seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+                raise UsageError(f"seed {seed!r}: give a whole number from 0 to {MAX_SEED}")
+        if len(self.size) != 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in self.size):
+            raise UsageError(f"size {self.size!r}: give width and height in pixels, such as 1024x1024")
+
+    def pictures(self) -> Iterator[tuple[str, int]]:
+        """(prompt, seed) of every picture, prompt-major."""
+        return ((prompt, seed) for prompt in self.prompts for seed in self.seeds)
+
+    def single(self, prompt: str, seed: int) -> Request:
+        """The request that makes just this picture: the record that is written into it."""
+        return dataclasses.replace(self, prompts=(prompt,), seeds=(seed,))
+
+    def to_json(self) -> str:
+        """One line of JSON, keys sorted, so that equal requests are equal text."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["stages"] = {name: settings.to_dict() for name, settings in sorted(self.stages.items())}
+        return json.dumps(values, ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Request:
+        """The inverse of `to_json`. Raises UsageError if the text is not a request."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"this is not a request in JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise UsageError(f"this is not a request: expected a JSON object, got {type(values).__name__}")
+        names = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - names):
+            raise UsageError(f"no request field {unknown[0]!r}: the fields are {', '.join(sorted(names))}")
+        try:
+            stages = {k: StageSettings.from_dict(v) for k, v in values.pop("stages", {}).items()}
+            for name in ("prompts", "seeds", "size"):
+                if not isinstance(values[name], list):
+                    raise UsageError(f"request field {name!r} must be a list, got {values[name]!r}")
+                values[name] = tuple(values[name])
+            return cls(stages=stages, **values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"this is not a request: {error}") from None
+
+
+def check_prompt(prompt: str, what: str = "prompt", may_be_empty: bool = False) -> None:
+    """Raise UsageError unless `prompt` is text with at least one letter or digit and a sensible length."""
+    if not isinstance(prompt, str):
+        raise UsageError(f"the {what} is {prompt!r}: give text")
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise UsageError(f"the {what} has {len(prompt):,} characters: at most {MAX_PROMPT_CHARS:,} are read")
+    if "\0" in prompt:
+        raise UsageError(f"the {what} holds a NUL character: take it out")
+    if may_be_empty and not prompt.strip():
+        return
+    if not prompt.strip():
+        raise UsageError(f"the {what} is empty: say what to draw")
+    if not any(c.isalnum() for c in prompt):
+        raise UsageError(f"the {what} {prompt[:40]!r} has no letter or digit: say in words what to draw")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What one stage took: seconds of wall clock, network evaluations, and peak bytes (0 where not measured)."""
+
+    stage: str
+    seconds: float
+    steps: int
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pictures of a request, in its order, with what they took. A sequence of PIL images.
+
+    unknown_words: by prompt, the words the model does not know, each with the nearest that it does.
+    """
+
+    request: Request
+    images: tuple[Image, ...]
+    records: tuple[StageRecord, ...] = ()
+    unknown_words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Image]:
+        return iter(self.images)
+
+    def __getitem__(self, index: int) -> Image:
+        return self.images[index]
+
+    def __repr__(self) -> str:
+        width, height = self.request.size
+        seconds = sum(r.seconds for r in self.records)
+        return f"Result({len(self.images)} pictures, {width}x{height}, {seconds:.1f} s)"

@@ -1,0 +1,57 @@
+"""Text and image embedding -> the small picture."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+
+import torch
+
+from mmgen.models.efficient_unet import EfficientUNet
+from mmgen.noise import Noise
+from mmgen.pipelines.denoiser import make_denoiser
+from mmgen.pipelines.prior_stage import guided_pair
+from mmgen.pipelines.stage import Draft
+from mmgen.schedulers.samplers import Step, sampler
+from mmgen.schedulers.schedules import flow
+from mmgen.types import StageSettings
+
+
+class DecoderStage:
+    """A guided diffusion decoder in pixel space."""
+
+    name = "decoder"
+    gives = frozenset({"image"})
+
+    def __init__(self, network: EfficientUNet, defaults: StageSettings, *, uses_image_embed: bool) -> None:
+        self.network, self.defaults = network, defaults
+        self.uses_image_embed = uses_image_embed
+        self.needs = frozenset({"text", "image_embed"} if uses_image_embed else {"text"})
+        self.size: int | None = network.config.sample_size
+
+    def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
+        settings = settings.with_defaults(self.defaults)
+        if draft.text is None:
+            raise ValueError("the decoder needs text")
+        cond, null = guided_pair(draft.text, draft.negative)
+        if self.uses_image_embed and draft.image_embed is not None:
+            kept = cond.drop_text
+            assert kept is not None
+            embed = draft.image_embed.to(self.network.dtype)
+            cond = replace(cond, image_embed=embed, drop_image=kept)
+            null = replace(null, image_embed=embed, drop_image=torch.ones_like(kept))
+        denoise = make_denoiser(self.network, cond, null, settings, stage=self.name)
+        schedule = flow(noise_scale=self.network.config.noise_scale)
+        times = schedule.times(settings.steps or 1)
+        size = self.network.config.sample_size
+        x = noise.draw((3, size, size)).to(denoise_device(self.network)) * self.network.config.noise_scale
+        step = None
+        for step in sampler(settings.sampler or "ddim", eta=settings.eta)(denoise, x, times, schedule, noise):
+            yield step._replace(stage=self.name)
+        assert step is not None
+        return replace(draft, image=step.x.clamp(-1, 1))
+
+
+def denoise_device(network: torch.nn.Module) -> torch.device:
+    """Where a network's weights are."""
+    return next(network.parameters()).device

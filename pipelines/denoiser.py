@@ -1,0 +1,67 @@
+"""A network, guidance and a threshold as one function from noise to x0: the first thing that needs them all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmgen import guidance, threshold
+from mmgen.conditioning import Conditioning, concat
+from mmgen.errors import NonFiniteError
+from mmgen.schedulers.prediction import Prediction
+from mmgen.schedulers.samplers import Denoise
+from mmgen.types import StageSettings
+
+
+@torch.no_grad()
+def make_denoiser(
+    network: Any, cond: Conditioning, other: Conditioning | None, settings: StageSettings, *, stage: str
+) -> Denoise:
+    """Denoise with classifier-free guidance in one batched call.
+
+    network: predicts x0, with `prepare` and `dtype`. cond: what is asked for. other: what guidance leads away from,
+    the null or a negative prompt, with the same fields; None: no guidance. Raises NonFiniteError when a network's
+    output is not finite.
+    """
+    count = _rows_of(cond)
+    scale = 1.0 if settings.guidance_scale is None or other is None else settings.guidance_scale
+    mix = guidance.make(settings.guidance_scale, settings.guidance_interval, settings.guidance_rescale)
+    limit = threshold.make(settings.threshold, settings.threshold_cap)
+    both = cond if scale == 1 or other is None else concat([cond, other])
+    prepared_both = network.prepare(both)
+    prepared = prepared_both if scale == 1 else rows(prepared_both, count)
+
+    @torch.no_grad()
+    def denoise(x_t: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        x = x_t.to(network.dtype)
+        at = t.to(device=x.device, dtype=torch.float32).expand(count)
+        if scale != 1 and guidance.active(float(t), settings.guidance_interval):
+            out = network(torch.cat([x, x]), torch.cat([at, at]), prepared_both).float()
+            x0 = mix(out[:count], out[count:], float(t))
+        else:
+            x0 = network(x, at, prepared).float()
+        if not bool(torch.isfinite(x0).all()):
+            raise NonFiniteError(f"stage {stage!r} gave values that are not finite at time {float(t):.3f}")
+        return Prediction(limit(x0), None)
+
+    return denoise
+
+
+def rows(prepared: Any, count: int) -> Any:
+    """The first `count` rows of every tensor in a nested tuple or list."""
+    if isinstance(prepared, Tensor):
+        return prepared[:count]
+    if isinstance(prepared, tuple) and hasattr(prepared, "_fields"):
+        return type(prepared)(*(rows(part, count) for part in prepared))
+    if isinstance(prepared, list | tuple):
+        return type(prepared)(rows(part, count) for part in prepared)
+    return prepared
+
+
+def _rows_of(cond: Conditioning) -> int:
+    for value in (cond.text, cond.pooled, cond.image_embed, cond.low_res):
+        if value is not None:
+            return len(value)
+    raise ValueError("the conditioning is empty")

@@ -1,0 +1,46 @@
+"""The Stage protocol, and the Draft that travels from stage to stage."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from mmgen.conditioning import Conditioning
+from mmgen.noise import Noise
+from mmgen.schedulers.samplers import Step
+from mmgen.types import StageSettings
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is known of a batch of pictures so far. A stage returns a changed copy; None: not known yet.
+
+    text, negative: token states, mask and pooled vector of the prompts and of the negative prompt (None: there is none).
+    image_embed: [B, E], unit norm. image: [B, 3, H, W] in [-1, 1], float32.
+    """
+
+    prompts: tuple[str, ...]
+    negative_prompt: str = ""
+    text: Conditioning | None = None
+    negative: Conditioning | None = None
+    image_embed: Tensor | None = None
+    image: Tensor | None = None
+
+
+class Stage(Protocol):
+    """One link of the chain.
+
+    needs, gives: fields of the Draft. defaults: what a setting is when nobody says. size: side in pixels of the
+    pictures it gives, None if it gives none. run yields a Step after every step and returns the new Draft.
+    """
+
+    name: str
+    needs: frozenset[str]
+    gives: frozenset[str]
+    defaults: StageSettings
+    size: int | None
+
+    def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]: ...

@@ -1,0 +1,82 @@
+"""A picture -> the same picture four times as large."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgen.conditioning import Conditioning
+from mmgen.models.efficient_unet import EfficientUNet
+from mmgen.noise import Noise
+from mmgen.pipelines.decoder_stage import denoise_device
+from mmgen.pipelines.denoiser import make_denoiser
+from mmgen.pipelines.stage import Draft
+from mmgen.schedulers.prediction import Prediction
+from mmgen.schedulers.samplers import Step, sampler
+from mmgen.schedulers.schedules import flow
+from mmgen.types import StageSettings
+
+FACTOR = 4
+
+
+class SuperResStage:
+    """Diffuses what the enlarged picture lacks: x0 = enlarge(low_res) + residual.
+
+    The input is corrupted a little at `noise_level`, which the network is told (noise conditioning augmentation, Ho et al.
+    2021, arXiv:2106.15282). size: side of the pictures it gives; the network may serve several stages.
+    """
+
+    needs = frozenset({"image"})
+    gives = frozenset({"image"})
+
+    def __init__(self, network: EfficientUNet, defaults: StageSettings, *, size: int) -> None:
+        self.network, self.defaults = network, defaults
+        self.size: int | None = size
+        self.name = f"super-res-{size}"
+
+    def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
+        settings = settings.with_defaults(self.defaults)
+        if draft.image is None:
+            raise ValueError("super-resolution needs an image")
+        low_res = self._corrupt(draft.image, settings.noise_level or 0.0, noise)
+        clip = settings.threshold != "none"
+        cond = self._conditioning(low_res, settings.noise_level or 0.0, draft.image.shape[-1])
+        plain = replace(settings, threshold="none", threshold_cap=None, guidance_scale=None)
+        residual = make_denoiser(self.network, cond, None, plain, stage=self.name)
+
+        def denoise(r_t: Tensor, t: Tensor, s: Tensor) -> Prediction:
+            r0 = residual(r_t, t, s).x0
+            return Prediction((low_res + r0).clamp(-1, 1) - low_res if clip else r0, None)
+
+        scale = self.network.config.noise_scale
+        schedule = flow(noise_scale=scale)
+        r = noise.draw(low_res.shape[1:]).to(low_res.device) * scale
+        step = None
+        for step in sampler(settings.sampler or "ddim", eta=settings.eta)(
+            denoise, r, schedule.times(settings.steps or 1), schedule, noise
+        ):
+            yield step._replace(stage=self.name, x0=low_res + step.x0)
+        assert step is not None
+        return replace(draft, image=(low_res + step.x).clamp(-1, 1))
+
+    @staticmethod
+    def _corrupt(image: Tensor, level: float, noise: Noise) -> Tensor:
+        corrupted = image + level * noise.draw(image.shape[1:]).to(image.device)
+        return enlarge(corrupted)
+
+    def _conditioning(self, low_res: Tensor, level: float, source_size: int) -> Conditioning:
+        count, device = len(low_res), denoise_device(self.network)
+        return Conditioning(
+            low_res=low_res.to(self.network.dtype),
+            noise_level=torch.full((count,), level, device=device),
+            source_size=torch.full((count,), float(source_size), device=device),
+        )
+
+
+def enlarge(low: Tensor) -> Tensor:
+    """Bicubic: [B, 3, H, W] -> [B, 3, 4H, 4W], float32."""
+    return F.interpolate(low.float(), scale_factor=FACTOR, mode="bicubic", align_corners=False)

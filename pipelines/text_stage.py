@@ -1,0 +1,34 @@
+"""Prompts -> token states, masks and pooled vectors, by a frozen encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+
+from mmgen.models.text import TextEncoder
+from mmgen.noise import Noise
+from mmgen.pipelines.stage import Draft
+from mmgen.schedulers.samplers import Step
+from mmgen.types import StageSettings
+
+
+class TextStage:
+    """Encodes every prompt, and the negative prompt if there is one, to the same length."""
+
+    name = "text"
+    needs = frozenset({"prompts"})
+    gives = frozenset({"text"})
+    defaults = StageSettings()
+    size = None
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder = encoder
+
+    def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
+        yield from ()
+        if not draft.negative_prompt.strip():
+            return replace(draft, text=self.encoder.encode(draft.prompts))
+        # one call, so that both have the same length and guidance can stack them
+        count = len(draft.prompts)
+        both = self.encoder.encode([*draft.prompts, *[draft.negative_prompt] * count])
+        return replace(draft, text=both[:count], negative=both[count:])
