@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from mmgen.cli.options import parse_device
+from mmgen.cli.terminal import note
+from mmgen.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from mmgen.evaluation.storybook import Generate
+    from mmgen.pipelines.text_to_image import TextToImage
+
+SEEDS, QUICK_SEEDS = 4, 1  # pictures per prompt
+MAX_SEEDS = 64
 
 
 @click.group(name="eval")
@@ -13,22 +27,66 @@ def evaluate() -> None:
 
 
 @evaluate.command()
-@click.option("--quick", is_flag=True, help="A few prompts of each kind, to see that all works.")
+@click.option("--quick", is_flag=True, help="A hundred prompts, to see where the model stands.")
 @click.option(
-    "--model", default="storybook", show_default=True, metavar="NAME|FOLDER", help="The model to measure."
+    "--model", default="storybook", show_default=True, metavar="NAME|FOLDER", help="What to measure."
 )
-@click.option("--out", default="mmgen-eval", show_default=True,
-              type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-              help="Folder for the table, and every picture with its verdict.")  # fmt: skip
-def storybook(quick: bool, model: str, out: Path) -> None:
-    """Draw the frozen storybook prompts and judge each picture against what its prompt says.
+@click.option(
+    "--out",
+    default="mmgen-eval",
+    show_default=True,
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="New folder for the scores, every verdict and sheets of the pictures.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, MAX_SEEDS),
+    help=f"Pictures per prompt; {SEEDS} if not given, {QUICK_SEEDS} with --quick.",
+)
+@click.option("--device", type=parse_device, metavar="DEVICE", help="Where to run: cpu, cuda, cuda:1 or mps.")
+def storybook(quick: bool, model: str, out: Path, seeds: int | None, device: str | None) -> None:
+    """Judge pictures of the storybook world.
+
+    The frozen prompts are drawn at the model's smallest size, and each picture is judged against what its
+    prompt says.
 
     \b
     mmgen eval storybook --quick
-    """
+    """  # fmt: skip
     from mmgen.images import check_folder
 
+    if (out / "summary.json").exists():
+        raise UsageError(f"{out} holds an evaluation already: choose another folder with --out")
     check_folder(out)
-    from mmgen.evaluation.storybook import evaluate as measure
+    note(f"loading {model}")
+    import mmgen
+    from mmgen.evaluation import storybook as evaluation
+    from mmgen.evaluation.prompts import read_prompts
 
-    measure(model=model, out=out, quick=quick)
+    pipe = mmgen.load(model, device=device)
+    entries = evaluation.quick() if quick else read_prompts()
+    per_prompt = seeds or (QUICK_SEEDS if quick else SEEDS)
+    facts = {"model": pipe.name, "model_digest": pipe.digest, "size": pipe.sizes[0]}
+    summary = evaluation.evaluate(
+        _generate(pipe, len(entries) * per_prompt), entries, out, seeds=per_prompt, settings=facts
+    )
+    click.echo(summary.table())
+    note(f"all verdicts and pictures are in {out}")
+
+
+def _generate(pipe: TextToImage, total: int) -> Generate:
+    """What the evaluation draws with: one picture for each prompt and its seed, with a bar on a terminal."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, desc="pictures", leave=False, disable=None)
+
+    def generate(prompts: list[str], seeds: list[int]) -> list[Image]:
+        images = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            request = pipe.request([prompt], seeds=[seed], size=pipe.sizes[0])
+            images.append(pipe.run(request).images[0])
+            bar.update()
+        return images
+
+    return generate

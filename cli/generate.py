@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmgen.cli.options import DeviceType, SizeType, parse_threshold, read_prompts, stage_settings
+from mmgen.cli.options import parse_device, parse_size, parse_threshold, read_prompts, stage_settings
 from mmgen.cli.terminal import StageBars, drain, note
 from mmgen.errors import NonFiniteError, UsageError
 from mmgen.types import MAX_SEED, MAX_STEPS, SAMPLERS, Request, Size, StageSettings, check_prompt
@@ -74,7 +74,7 @@ OPTIONS = (
     click.option("-n", "--count", type=click.IntRange(1, MAX_COUNT), default=1, show_default=True,
                  help="Pictures per prompt, with the seeds SEED, SEED+1, ..."),
     click.option("--seed", type=click.IntRange(0, MAX_SEED), help="First seed; drawn and printed if not given."),
-    click.option("--size", type=SizeType(), metavar="N|WxH",
+    click.option("--size", type=parse_size, metavar="N|WxH",
                  help="Pixels, one side or both; the model's own if not given."),
     click.option("--steps", type=click.IntRange(1, MAX_STEPS), help="Steps of the decoder."),
     click.option("--guidance", type=float, help="How closely the decoder follows the prompt; 1 is off."),
@@ -84,7 +84,8 @@ OPTIONS = (
     click.option("--negative", default="", metavar="TEXT", help="What should not be in the picture."),
     click.option("--model", default="storybook", show_default=True, metavar="NAME|FOLDER",
                  help="A bundled model or a folder of weights."),
-    click.option("--device", type=DeviceType(), help="Where to run: cpu, cuda, cuda:1, mps or xpu."),
+    click.option("--device", type=parse_device, metavar="DEVICE",
+                 help="Where to run: cpu, cuda, cuda:1 or mps."),
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Numbers to compute with."),
     click.option("--format", type=click.Choice(["png", "jpeg", "webp"]),
                  help="Kind of file; png, or what --out says."),

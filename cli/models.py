@@ -33,7 +33,9 @@ def list_models(as_json: bool) -> None:
 @click.argument("name", metavar="NAME|FOLDER")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def info(name: str, as_json: bool) -> None:
-    """Show the parts of a model, from its configurations and headers: no weights are read.
+    """Show the parts of a model.
+
+    They are read from configurations and the headers of files; no weights are read.
 
     \b
     mmgen models info storybook
@@ -47,7 +49,9 @@ def info(name: str, as_json: bool) -> None:
 @models.command()
 @click.argument("name", metavar="NAME|FOLDER")
 def verify(name: str) -> None:
-    """Check every file of a model against its manifest. Exit code 3 if something is wrong.
+    """Check every file of a model against its manifest.
+
+    Exit code 3 if something is wrong.
 
     \b
     mmgen models verify storybook
@@ -63,13 +67,9 @@ def verify(name: str) -> None:
 
 
 def _table(values: dict[str, Any]) -> list[str]:
-    """A line per part, then what else is known, as `name: value`."""
-    lines = []
-    for part, facts in values.get("components", {}).items():
-        millions = f"{facts['parameters'] / 1e6:.1f} M parameters"
-        megabytes = f"{facts['bytes'] / 1e6:.1f} MB"
-        lines.append(
-            f"{part:16} {facts['class']:24} {millions:>20} {megabytes:>10}  {facts['dtype'] or ''}".rstrip()
-        )
-    lines += [f"{name}: {value}" for name, value in values.items() if name != "components"]
+    """What is known of the model as `name: value`, then a line per part."""
+    lines = [f"{name}: {value}" for name, value in values.items() if name != "components"]
+    for part, facts in values["components"].items():
+        size = f"{facts['parameters'] / 1e6:.1f} M parameters, {facts['bytes'] / 1e6:.1f} MB"
+        lines.append(f"{part:16} {facts['class']:24} {size:>32}  {', '.join(facts['dtypes'])}")
     return lines

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import click
-
 from mmgen.errors import UsageError
 from mmgen.types import Size, StageSettings, check_prompt
 
@@ -17,30 +15,22 @@ MAX_SIDE = 16_384  # pixels; WebP holds no more, and no model comes near
 STAGE_NAMES = tuple(field.name for field in dataclasses.fields(StageSettings))
 
 
-class SizeType(click.ParamType):
+def parse_size(text: str) -> Size:
     """N or WxH, in pixels."""
-
-    name = "N|WxH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
-        found = re.fullmatch(r"(\d{1,9})(?:[xX×](\d{1,9}))?", str(value), re.ASCII)
-        if not found:
-            self.fail(f"{value!r} is not a size: give one side or both, such as 512 or 640x480", param, ctx)
-        width, height = int(found[1]), int(found[2] or found[1])
-        if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-            self.fail(f"{value!r} is no size for a picture: a side has 1 to {MAX_SIDE} pixels", param, ctx)
-        return width, height
+    found = re.fullmatch(r"(\d{1,9})(?:[xX×](\d{1,9}))?", text, re.ASCII)
+    if not found:
+        raise UsageError(f"--size {text!r}: give one side or both in pixels, such as 512 or 640x480")
+    width, height = int(found[1]), int(found[2] or found[1])
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise UsageError(f"--size {text!r}: a side has 1 to {MAX_SIDE} pixels")
+    return width, height
 
 
-class DeviceType(click.ParamType):
+def parse_device(text: str) -> str:
     """The name of a device, as torch writes it."""
-
-    name = "DEVICE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d{1,3})?", str(value), re.ASCII):
-            self.fail(f"{value!r} is not a device: give cpu, cuda, cuda:1, mps or xpu", param, ctx)
-        return str(value)
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", text, re.ASCII):
+        raise UsageError(f"--device {text!r}: give cpu, cuda, cuda:1 or mps")
+    return text
 
 
 def parse_threshold(text: str) -> float | str:

@@ -55,7 +55,7 @@ def plan(out: str, format: Format | None, pictures: int, overwrite: bool) -> Out
         raise UsageError(f"--out {out!r}: give a folder, or a file name for one picture")
     path = Path(out)
     suffix = path.suffix.lower()
-    if path.is_dir() or out.endswith(("/", os.sep)) or suffix not in (*_FORMAT_OF, *_NOT_WRITTEN):
+    if os.path.isdir(path) or out.endswith(("/", os.sep)) or suffix not in (*_FORMAT_OF, *_NOT_WRITTEN):
         output = Output(path, None, format or "png", overwrite)
         if overwrite:
             raise UsageError(f"--overwrite is for one file, and {out} is a folder, where each name is new")

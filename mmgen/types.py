@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -24,11 +23,12 @@ MAX_PROMPT_CHARS = 10_000
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UsageError(f"{name} is {value!r}: give a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{name} is {value!r}: give a number")
     if not low <= value <= high:
         raise UsageError(f"{name} is {value}: it must lie between {low:g} and {high:g}")
-    return float(value)
+    # 1 and 1.0, 0 and -0.0 are equal settings, so they must be equal text.
+    return float(value) + 0.0
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class StageSettings:
             raise UsageError(f"no sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
         for name, low, high in _RANGES:
             if getattr(self, name) is not None:
-                _number(name, getattr(self, name), low, high)
+                object.__setattr__(self, name, _number(name, getattr(self, name), low, high))
         if self.guidance_interval is not None:
             self._check_interval(self.guidance_interval)
         if self.threshold is not None:
             self._check_threshold(self.threshold)
 
     def _check_interval(self, interval: Sequence[float]) -> None:
-        if len(interval) != 2:
+        if not isinstance(interval, list | tuple) or len(interval) != 2:
             raise UsageError(f"guidance_interval is {interval!r}: give two times, such as 0.2,0.8")
         low, high = (_number("guidance_interval", t, 0, 1) for t in interval)
         if low >= high:
@@ -79,14 +79,19 @@ class StageSettings:
     def _check_threshold(threshold: object) -> None:
         if isinstance(threshold, str):
             if threshold not in ("clip", "none"):
-                raise UsageError(f"threshold is {threshold!r}: give a percentile such as 0.995, 'clip' or 'none'")
+                raise UsageError(
+                    f"threshold is {threshold!r}: give a percentile such as 0.995, 'clip' or 'none'"
+                )
         elif not 0 < _number("threshold", threshold, 0, 1) < 1:
             raise UsageError(f"threshold is {threshold}: a percentile lies between 0 and 1, both excluded")
 
     def with_defaults(self, defaults: StageSettings) -> StageSettings:
         """These settings, with every None taken from `defaults`."""
         return StageSettings(
-            **{f.name: _first(getattr(self, f.name), getattr(defaults, f.name)) for f in dataclasses.fields(self)}
+            **{
+                f.name: _first(getattr(self, f.name), getattr(defaults, f.name))
+                for f in dataclasses.fields(self)
+            }
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,6 +140,7 @@ class Request:
     model_digest: str = ""
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         object.__setattr__(self, "stages", MappingProxyType(dict(self.stages)))
         if not self.prompts:
             raise UsageError("no prompt was given: say what to draw")
@@ -146,8 +152,26 @@ class Request:
         for seed in self.seeds:
             if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
                 raise UsageError(f"seed {seed!r}: give a whole number from 0 to {MAX_SEED}")
-        if len(self.size) != 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in self.size):
+        if len(self.size) != 2 or any(
+            isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in self.size
+        ):
             raise UsageError(f"size {self.size!r}: give width and height in pixels, such as 1024x1024")
+
+    def _check_kinds(self) -> None:
+        for name in ("prompts", "seeds", "size"):
+            if not isinstance(getattr(self, name), tuple):
+                raise UsageError(f"request field {name!r} is {getattr(self, name)!r}: give a tuple")
+        for name in ("model", "model_digest"):
+            if not isinstance(getattr(self, name), str):
+                raise UsageError(f"request field {name!r} is {getattr(self, name)!r}: give text")
+        for name, settings in self.stages.items():
+            if not isinstance(name, str) or not isinstance(settings, StageSettings):
+                raise UsageError(f"stage {name!r} is {settings!r}: give StageSettings by name")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A MappingProxyType cannot be pickled, and requests go to other processes.
+        values = (getattr(self, f.name) for f in dataclasses.fields(self))
+        return Request, tuple(dict(v) if isinstance(v, MappingProxyType) else v for v in values)
 
     def pictures(self) -> Iterator[tuple[str, int]]:
         """(prompt, seed) of every picture, prompt-major."""
@@ -194,6 +218,10 @@ def check_prompt(prompt: str, what: str = "prompt", may_be_empty: bool = False) 
         raise UsageError(f"the {what} has {len(prompt):,} characters: at most {MAX_PROMPT_CHARS:,} are read")
     if "\0" in prompt:
         raise UsageError(f"the {what} holds a NUL character: take it out")
+    if any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise UsageError(
+            f"the {what} holds half a character (a lone surrogate): it is not text that can be saved"
+        )
     if may_be_empty and not prompt.strip():
         return
     if not prompt.strip():

@@ -13,7 +13,7 @@ from mmgen.pipelines.denoiser import make_denoiser
 from mmgen.pipelines.prior_stage import guided_pair
 from mmgen.pipelines.stage import Draft
 from mmgen.schedulers.samplers import Step, sampler
-from mmgen.schedulers.schedules import flow
+from mmgen.schedulers.schedules import FlowSchedule
 from mmgen.types import StageSettings
 
 
@@ -41,10 +41,10 @@ class DecoderStage:
             cond = replace(cond, image_embed=embed, drop_image=kept)
             null = replace(null, image_embed=embed, drop_image=torch.ones_like(kept))
         denoise = make_denoiser(self.network, cond, null, settings, stage=self.name)
-        schedule = flow(noise_scale=self.network.config.noise_scale)
+        schedule = FlowSchedule()
         times = schedule.times(settings.steps or 1)
         size = self.network.config.sample_size
-        x = noise.draw((3, size, size)).to(denoise_device(self.network)) * self.network.config.noise_scale
+        x = noise.draw((3, size, size)).to(device_of(self.network))
         step = None
         for step in sampler(settings.sampler or "ddim", eta=settings.eta)(denoise, x, times, schedule, noise):
             yield step._replace(stage=self.name)
@@ -52,6 +52,6 @@ class DecoderStage:
         return replace(draft, image=step.x.clamp(-1, 1))
 
 
-def denoise_device(network: torch.nn.Module) -> torch.device:
+def device_of(network: torch.nn.Module) -> torch.device:
     """Where a network's weights are."""
     return next(network.parameters()).device

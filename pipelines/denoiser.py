@@ -21,14 +21,15 @@ def make_denoiser(
 ) -> Denoise:
     """Denoise with classifier-free guidance in one batched call.
 
-    network: predicts x0, with `prepare` and `dtype`. cond: what is asked for. other: what guidance leads away from,
+    network: predicts x0 on the flow path, with `prepare` and `dtype`. cond: what is asked for. other: what guidance leads away from,
     the null or a negative prompt, with the same fields; None: no guidance. Raises NonFiniteError when a network's
     output is not finite.
     """
     count = _rows_of(cond)
     scale = 1.0 if settings.guidance_scale is None or other is None else settings.guidance_scale
-    mix = guidance.make(settings.guidance_scale, settings.guidance_interval, settings.guidance_rescale)
-    limit = threshold.make(settings.threshold, settings.threshold_cap)
+    interval = settings.guidance_interval
+    mix = guidance.make(scale, interval, settings.guidance_rescale or 0.0)
+    limit = threshold.make("none" if settings.threshold is None else settings.threshold, settings.threshold_cap)
     both = cond if scale == 1 or other is None else concat([cond, other])
     prepared_both = network.prepare(both)
     prepared = prepared_both if scale == 1 else rows(prepared_both, count)
@@ -37,14 +38,15 @@ def make_denoiser(
     def denoise(x_t: Tensor, t: Tensor, s: Tensor) -> Prediction:
         x = x_t.to(network.dtype)
         at = t.to(device=x.device, dtype=torch.float32).expand(count)
-        if scale != 1 and guidance.active(float(t), settings.guidance_interval):
+        if guidance.is_active(scale, interval, float(t)):
             out = network(torch.cat([x, x]), torch.cat([at, at]), prepared_both).float()
             x0 = mix(out[:count], out[count:], float(t))
         else:
             x0 = network(x, at, prepared).float()
-        if not bool(torch.isfinite(x0).all()):
-            raise NonFiniteError(f"stage {stage!r} gave values that are not finite at time {float(t):.3f}")
-        return Prediction(limit(x0), None)
+        try:
+            return Prediction(limit(x0), None)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"stage {stage!r} at time {float(t):.3f}: {error}") from None
 
     return denoise
 

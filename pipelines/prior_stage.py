@@ -15,7 +15,7 @@ from mmgen.noise import Noise
 from mmgen.pipelines.denoiser import make_denoiser
 from mmgen.pipelines.stage import Draft
 from mmgen.schedulers.samplers import Step, sampler
-from mmgen.schedulers.schedules import flow
+from mmgen.schedulers.schedules import FlowSchedule
 from mmgen.types import StageSettings
 
 CANDIDATES = 2  # unCLIP draws two and keeps the one that fits the text better (arXiv:2204.06125, section 2.2)
@@ -40,7 +40,7 @@ class PriorStage:
         pooled = given(text.pooled, "pooled")
         cond, null = guided_pair(text, draft.negative)
         denoise = make_denoiser(self.network, cond, null, settings, stage=self.name)
-        schedule = flow()
+        schedule = FlowSchedule()
         times = schedule.times(settings.steps or 1)
         candidates = []
         for candidate in range(CANDIDATES):

@@ -12,19 +12,19 @@ from torch import Tensor
 from mmgen.conditioning import Conditioning
 from mmgen.models.efficient_unet import EfficientUNet
 from mmgen.noise import Noise
-from mmgen.pipelines.decoder_stage import denoise_device
+from mmgen.pipelines.decoder_stage import device_of
 from mmgen.pipelines.denoiser import make_denoiser
 from mmgen.pipelines.stage import Draft
 from mmgen.schedulers.prediction import Prediction
 from mmgen.schedulers.samplers import Step, sampler
-from mmgen.schedulers.schedules import flow
+from mmgen.schedulers.schedules import FlowSchedule
 from mmgen.types import StageSettings
 
 FACTOR = 4
 
 
 class SuperResStage:
-    """Diffuses what the enlarged picture lacks: x0 = enlarge(low_res) + residual.
+    """Diffuses what the enlarged picture lacks: x0 = enlarge(low_res) + residual_scale * what is diffused.
 
     The input is corrupted a little at `noise_level`, which the network is told (noise conditioning augmentation, Ho et al.
     2021, arXiv:2106.15282). size: side of the pictures it gives; the network may serve several stages.
@@ -43,25 +43,24 @@ class SuperResStage:
         if draft.image is None:
             raise ValueError("super-resolution needs an image")
         low_res = self._corrupt(draft.image, settings.noise_level or 0.0, noise)
-        clip = settings.threshold != "none"
+        clip, scale = settings.threshold != "none", self.network.config.residual_scale
         cond = self._conditioning(low_res, settings.noise_level or 0.0, draft.image.shape[-1])
         plain = replace(settings, threshold="none", threshold_cap=None, guidance_scale=None)
         residual = make_denoiser(self.network, cond, None, plain, stage=self.name)
 
         def denoise(r_t: Tensor, t: Tensor, s: Tensor) -> Prediction:
             r0 = residual(r_t, t, s).x0
-            return Prediction((low_res + r0).clamp(-1, 1) - low_res if clip else r0, None)
+            return Prediction(((low_res + scale * r0).clamp(-1, 1) - low_res) / scale if clip else r0, None)
 
-        scale = self.network.config.noise_scale
-        schedule = flow(noise_scale=scale)
-        r = noise.draw(low_res.shape[1:]).to(low_res.device) * scale
+        schedule = FlowSchedule()
+        r = noise.draw(low_res.shape[1:]).to(low_res.device)
         step = None
         for step in sampler(settings.sampler or "ddim", eta=settings.eta)(
             denoise, r, schedule.times(settings.steps or 1), schedule, noise
         ):
-            yield step._replace(stage=self.name, x0=low_res + step.x0)
+            yield step._replace(stage=self.name, x0=low_res + scale * step.x0)
         assert step is not None
-        return replace(draft, image=(low_res + step.x).clamp(-1, 1))
+        return replace(draft, image=(low_res + scale * step.x).clamp(-1, 1))
 
     @staticmethod
     def _corrupt(image: Tensor, level: float, noise: Noise) -> Tensor:
@@ -69,7 +68,7 @@ class SuperResStage:
         return enlarge(corrupted)
 
     def _conditioning(self, low_res: Tensor, level: float, source_size: int) -> Conditioning:
-        count, device = len(low_res), denoise_device(self.network)
+        count, device = len(low_res), device_of(self.network)
         return Conditioning(
             low_res=low_res.to(self.network.dtype),
             noise_level=torch.full((count,), level, device=device),

@@ -14,7 +14,7 @@ from mmgen.storybook.render import background
 from mmgen.storybook.scene import Light, Place
 from mmgen.storybook.scenes import PLACES, VARIANTS
 
-# Squared colour distance (RGB in [0, 1], three channels) beyond which a pixel is no worse: it is an object, not scenery.
+# Squared colour distance (RGB in [0, 1], three channels) beyond which no pixel counts more: it is an object.
 _BOUND = 0.04
 # How far a drawn shape may lie from where the world draws it, in pixels of 64, before it counts as unknown.
 _SLACK = 4
@@ -70,7 +70,9 @@ class Scenery:
 
     def _envelope(self, setting: int) -> tuple[Pixels, Pixels]:
         if setting not in self._bounds:
-            shown = np.pad(self.pictures[setting], ((0, 0), (_SLACK, _SLACK), (_SLACK, _SLACK), (0, 0)), mode="edge")
+            shown = np.pad(
+                self.pictures[setting], ((0, 0), (_SLACK, _SLACK), (_SLACK, _SLACK), (0, 0)), mode="edge"
+            )
             span = 2 * _SLACK + 1
             views = np.lib.stride_tricks.sliding_window_view(shown, (span, span), axis=(1, 2))
             self._bounds[setting] = views.min(axis=(0, -2, -1)), views.max(axis=(0, -2, -1))

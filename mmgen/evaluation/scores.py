@@ -82,7 +82,9 @@ def summarise(rows: Sequence[Row], facts: Mapping[str, Any] | None = None, folds
     )
 
 
-def bootstrap(values: Sequence[float], clusters: Sequence[str], tags: Sequence[str], folds: int = FOLDS) -> Score:
+def bootstrap(
+    values: Sequence[float], clusters: Sequence[str], tags: Sequence[str], folds: int = FOLDS
+) -> Score:
     """The unweighted mean over categories of their mean value, with its 95 % percentile interval.
 
     values, clusters, tags: one per picture. Whole clusters are drawn with replacement, within each category, `folds`
@@ -92,7 +94,9 @@ def bootstrap(values: Sequence[float], clusters: Sequence[str], tags: Sequence[s
     means, folded = [], np.zeros(folds)
     names = list(dict.fromkeys(tags))
     for name in names:
-        sums, sizes = _cluster_sums([(c, v) for c, v, t in zip(clusters, values, tags, strict=True) if t == name])
+        sums, sizes = _cluster_sums(
+            [(c, v) for c, v, t in zip(clusters, values, tags, strict=True) if t == name]
+        )
         drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=folds)
         folded += (drawn @ sums) / (drawn @ sizes) / len(names)
         means.append(sums.sum() / sizes.sum())

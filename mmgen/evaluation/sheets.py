@@ -19,7 +19,9 @@ def sheet(images: Sequence[Image.Image], captions: Sequence[str], columns: int, 
     Small pictures are enlarged with hard pixels. Raises ValueError without pictures or with another number of captions.
     """
     if not images or len(images) != len(captions):
-        raise ValueError(f"{len(images)} pictures and {len(captions)} captions: give one caption for each picture")
+        raise ValueError(
+            f"{len(images)} pictures and {len(captions)} captions: give one caption for each picture"
+        )
     texts = [textwrap.wrap(caption, LETTERS) for caption in captions]
     height = CELL + 4 + LINE * max(len(lines) for lines in texts)
     rows = -(-len(images) // columns)

@@ -1,15 +1,18 @@
 """Every sprite in every colour and size, laid over a picture at every place at once.
 
-The picture is looked at in 32 px, where a place is one number: the error saved by the template there. Fourier transforms
-give the whole map of one template for little more than the cost of reading it.
+The picture is looked at in 32 px, where a place is one number: the error saved by the template there. Fourier
+transforms give the whole map of one template for little more than the cost of reading it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmgen.evaluation.pixels import Pixels
@@ -19,91 +22,101 @@ from mmgen.storybook.sprites import SpriteBank
 PX = 32
 PAD = 2
 SIDE = PX + 2 * PAD  # 36: its only prime factors are 2 and 3
-SIZES = (7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 22)
+SIZES = (8, 9, 10, 11, 12, 14, 16, 18, 20, 22)
+# A template is worth a closer look where it saves this much squared error, and this share of what there is to explain.
+GAIN, SHARE = 0.25, 0.35
+REACH = 0.35
 
 
 class Candidate(NamedTuple):
     """A template at a place of the picture, all in pixels of 32. gain: the squared error that it saves."""
 
     sprite: str
-    colour: str | None
     size: int
     left: int
     top: int
     gain: float
 
 
+@dataclass(frozen=True)
+class Pool:
+    """The templates and places worth a closer look, one per row. at: sprite, size, top and left as indices, [4, N].
+
+    errors: [N], the template's squared error less the picture's own power under it.
+    """
+
+    at: NDArray[np.intp]
+    errors: NDArray[np.float32]
+
+    def without(self, near: NDArray[np.bool_]) -> Pool:
+        """The rows where `near` [N] is false."""
+        return Pool(self.at[:, ~near], self.errors[~near])
+
+
 class Templates:
-    """The bank of templates as spectra. kinds: (sprite, colour) of every look; looks x sizes templates in all."""
+    """The bank of templates as spectra: looks (sprite and colour) x sizes."""
 
-    def __init__(self, bank: SpriteBank) -> None:
-        self.kinds = [(s, c) for s in SPRITES for c in (None, *sorted(SPRITES[s].colours))]
-        self.names = list(SPRITES)
-        self._owner = torch.tensor([self.names.index(s) for s, _ in self.kinds])
-        paints, norms, alphas = [], [], []
-        for sprite, colour in self.kinds:
+    def __init__(self, bank: SpriteBank, sprites: Iterable[str]) -> None:
+        self.names = list(sprites)
+        looks = [(s, c) for s in self.names for c in (None, *sorted(SPRITES[s].colours))]
+        self._owner = torch.tensor([self.names.index(s) for s, _ in looks])
+        paints, norms = [], []
+        for sprite, colour in looks:
             drawn = [bank.rgba(sprite, colour, size) for size in SIZES]
-            paints.append(torch.stack([_canvas(d[..., :3]) for d in drawn]))
-            norms.append([float(((d[..., :3] ** 2).sum(-1) / np.maximum(d[..., 3], 1e-4)).sum()) for d in drawn])
-        for sprite in self.names:
-            alphas.append(torch.stack([_canvas(bank.rgba(sprite, None, size)[..., 3:])[0] for size in SIZES]))
-        self._paint = torch.fft.rfft2(torch.stack(paints)).conj()  # [looks, sizes, 3, SIDE, SIDE / 2 + 1]
-        self._alpha = torch.fft.rfft2(torch.stack(alphas)).conj()  # [sprites, sizes, SIDE, SIDE / 2 + 1]
-        self._norm = torch.tensor(norms)[..., None, None]
-        self._outside = torch.stack([_outside(size) for size in SIZES])
+            paints.append(torch.fft.rfft2(torch.stack([_canvas(d[..., :3]) for d in drawn])).conj())
+            norms.append(
+                [float(((d[..., :3] ** 2).sum(-1) / np.maximum(d[..., 3], 1e-4)).sum()) for d in drawn]
+            )
+        alphas = [[_canvas(bank.rgba(s, None, size)[..., 3:])[0] for size in SIZES] for s in self.names]
+        self._paint = torch.stack(paints).resolve_conj()  # [looks, sizes, 3, SIDE, SIDE / 2 + 1]
+        self._alpha = torch.fft.rfft2(torch.stack([torch.stack(a) for a in alphas])).conj().resolve_conj()
+        self._wall = torch.tensor(norms)[..., None, None] + torch.stack([_outside(size) for size in SIZES])
 
-    def errors(self, picture: Pixels) -> Tensor:
-        """Squared error of every template at every place less the picture's own power under it.
-
-        picture: [32, 32, 3] in [0, 1]. Returns [looks, sizes, SIDE, SIDE], places by the upper left corner in the
-        padded picture, infinite where the template would leave it.
-        """
+    def pool(self, picture: Pixels, scene: Pixels) -> Pool:
+        """All templates and places that save enough over the explanation `scene`. Both: [32, 32, 3] in [0, 1]."""
         spectrum = torch.fft.rfft2(_padded(picture))
         product = (self._paint * spectrum).sum(dim=2)
-        return self._norm - 2 * torch.fft.irfft2(product, s=(SIDE, SIDE)) + self._outside
+        errors = torch.fft.irfft2(product, s=(SIDE, SIDE)).mul_(-2).add_(self._wall)
+        power = (picture**2).sum(axis=-1)
+        rest = self._under(((picture - scene) ** 2).sum(axis=-1))
+        # gain = rest - (errors + power under it); kept where it is large, and a large part of the rest
+        least = torch.maximum(SHARE * rest, torch.tensor(GAIN))
+        kept = torch.nonzero(errors < (rest - self._under(power) - least)[self._owner])
+        values = errors[tuple(kept.T)].numpy()
+        kept[:, 0] = self._owner[kept[:, 0]]
+        return Pool(kept.T.numpy(), values)
 
-    def under(self, power: Pixels) -> Tensor:
+    def gains(self, pool: Pool, picture: Pixels, scene: Pixels) -> NDArray[np.float32]:
+        """What every row of the pool saves over the explanation `scene`, [N]."""
+        saved = self._under((((picture - scene) ** 2) - picture**2).sum(axis=-1)).numpy()
+        return np.asarray(saved[tuple(pool.at)] - pool.errors, dtype=np.float32)
+
+    def rivals(self, pool: Pool, gains: NDArray[np.float32], share: float) -> list[Candidate]:
+        """The best row of each sprite near the best row of all that gains at least `share` of it; best first."""
+        best = int(gains.argmax())
+        near = np.flatnonzero(
+            self.near(pool, self._candidate(pool, gains, best)) & (gains >= share * gains[best])
+        )
+        order = near[np.argsort(-gains[near], kind="stable")]
+        _, first = np.unique(pool.at[0, order], return_index=True)
+        return [self._candidate(pool, gains, int(order[i])) for i in np.sort(first)]
+
+    def near(self, pool: Pool, centre: Candidate) -> NDArray[np.bool_]:
+        """Which rows lie about where `centre` lies: their centres apart by at most REACH of its size, [N]."""
+        _, sizes, tops, lefts = pool.at
+        half = np.asarray(SIZES)[sizes] / 2 - PAD
+        x = np.abs(lefts + half - centre.left - centre.size / 2)
+        y = np.abs(tops + half - centre.top - centre.size / 2)
+        return np.maximum(x, y) <= REACH * centre.size
+
+    def _under(self, power: Pixels) -> Tensor:
         """The sum of `power` [32, 32] under every silhouette: [sprites, sizes, SIDE, SIDE]."""
         spectrum = torch.fft.rfft2(_padded(power[..., None])[0])
         return torch.fft.irfft2(self._alpha * spectrum, s=(SIDE, SIDE))
 
-    def gains(self, errors: Tensor, picture: Pixels, scene: Pixels) -> Tensor:
-        """What every template would save over the explanation `scene`, as `errors` is shaped; -inf outside."""
-        saved = self.under((((picture - scene) ** 2) - picture**2).sum(axis=-1))
-        return saved[self._owner] - errors
-
-    def rivals(self, gains: Tensor, share: float, reach: float) -> list[Candidate]:
-        """The best template of each sprite around the best of all, best first; none if nothing is gained.
-
-        share: rivals gain at least this part of the best. reach: how far their centres lie apart at most, in its size.
-        """
-        best = self.candidate(int(gains.argmax()), gains)
-        if best.gain <= 0:
-            return []
-        found = []
-        near = gains + self._far(best, reach)
-        peaks = near.flatten(1).max(dim=1)
-        for sprite in range(len(self.names)):
-            looks = torch.nonzero(self._owner == sprite).flatten()
-            look = int(looks[peaks.values[looks].argmax()])
-            candidate = self.candidate(look * near[0].numel() + int(peaks.indices[look]), near)
-            if candidate.gain >= share * best.gain:
-                found.append(candidate)
-        return sorted(found, key=lambda c: -c.gain)
-
-    def candidate(self, index: int, gains: Tensor) -> Candidate:
-        """The template and place behind a flat index into `gains`."""
-        look, size, top, left = (int(i) for i in np.unravel_index(index, tuple(gains.shape)))
-        sprite, colour = self.kinds[look]
-        return Candidate(sprite, colour, SIZES[size], left - PAD, top - PAD, float(gains[look, size, top, left]))
-
-    def _far(self, centre: Candidate, reach: float) -> Tensor:
-        """[sizes, SIDE, SIDE]: 0 where a template's centre lies near, -inf elsewhere."""
-        sizes = torch.tensor(SIZES)[:, None] / 2
-        x = torch.arange(SIDE) - PAD + sizes - (centre.left + centre.size / 2)
-        y = torch.arange(SIDE) - PAD + sizes - (centre.top + centre.size / 2)
-        far = torch.maximum(x.abs()[:, None, :], y.abs()[:, :, None]) > reach * centre.size
-        return torch.where(far, -torch.inf, 0.0)
+    def _candidate(self, pool: Pool, gains: NDArray[np.float32], row: int) -> Candidate:
+        sprite, size, top, left = (int(i) for i in pool.at[:, row])
+        return Candidate(self.names[sprite], SIZES[size], left - PAD, top - PAD, float(gains[row]))
 
 
 def _canvas(drawn: Pixels) -> Tensor:

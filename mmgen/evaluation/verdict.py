@@ -66,9 +66,15 @@ class Verdict:
 
 def verdict(sight: Sight, entry: Entry) -> Verdict:
     """Hold what was seen against what was asked for. reasons: what the strict rule found wrong, empty if nothing."""
-    reasons = [*_objects(sight.detections, entry), *_excluded(sight.detections, entry), *_scenery(sight, entry)]
+    reasons = [
+        *_objects(sight.detections, entry),
+        *_excluded(sight.detections, entry),
+        *_scenery(sight, entry),
+    ]
     reasons += [f"unknown object at {_percent(box)}" for box in sight.unknown]
-    lax = not (_too_few(sight.detections, entry) or _excluded(sight.detections, entry) or _scenery(sight, entry))
+    lax = not (
+        _too_few(sight.detections, entry) or _excluded(sight.detections, entry) or _scenery(sight, entry)
+    )
     return Verdict(strict=not reasons, lax=lax, reasons=tuple(reasons))
 
 
@@ -130,7 +136,9 @@ def _misplaced(assignment: Assignment, wanted: Sequence[Entry]) -> list[str]:
         for a, b in product(chosen, assignment[other]):
             seen = relations(a.box, b.box)
             if relation is not None and relation not in seen:
-                reasons.append(f"{a} {relation} {b} wanted, {' and '.join(sorted(seen)) or 'no relation'} seen")
+                reasons.append(
+                    f"{a} {relation} {b} wanted, {' and '.join(sorted(seen)) or 'no relation'} seen"
+                )
     return reasons
 
 
@@ -142,14 +150,20 @@ def _too_few(found: Sequence[Detection], entry: Entry) -> bool:
 def _excluded(found: Sequence[Detection], entry: Entry) -> list[str]:
     names = [d.sprite for d in found]
     lines = entry.get("exclude", ())
-    return [f"{line['class']}: fewer than {line['count']} wanted" for line in lines
-            if names.count(line["class"]) >= line["count"]]
+    return [
+        f"{line['class']}: fewer than {line['count']} wanted"
+        for line in lines
+        if names.count(line["class"]) >= line["count"]
+    ]
 
 
 def _scenery(sight: Sight, entry: Entry) -> list[str]:
     lines = ("place", "light", "backdrop")
-    return [f"{line} {entry[line]} wanted, {getattr(sight, line)} seen" for line in lines
-            if line in entry and entry[line] != getattr(sight, line)]
+    return [
+        f"{line} {entry[line]} wanted, {getattr(sight, line)} seen"
+        for line in lines
+        if line in entry and entry[line] != getattr(sight, line)
+    ]
 
 
 def _name(line: Entry) -> str:

@@ -42,7 +42,7 @@ class EfficientUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
     channels, blocks, attention: one entry per resolution, the finest first; blocks on the way down and up alike,
     once in the lowest. text_dim, pooled_dim, image_dim: widths of the conditioning, 0 = not told.
     text_width, text_layers: the trainable adapter on the frozen text. low_res: told an up-sampled picture.
-    noise_scale: sigma(1) of the flow path the network is trained on (see `schedulers.schedules`).
+    residual_scale: x0 is measured in this unit; a residual's deviation, so that what is diffused is near unit variance.
     """
 
     @register_to_config
@@ -61,7 +61,7 @@ class EfficientUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         text_layers: int = 2,
         image_dim: int = 0,
         low_res: bool = False,
-        noise_scale: float = 1.0,
+        residual_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if not len(channels) == len(blocks) == len(attention):

@@ -55,7 +55,7 @@ def super_res_tiny() -> EfficientUNet:
         attention=(False, False),
         vector_dim=16,
         low_res=True,
-        noise_scale=0.25,
+        residual_scale=0.25,
     )
 
 
@@ -69,7 +69,7 @@ def super_res_storybook() -> EfficientUNet:
         attention=(False, False, False),
         vector_dim=128,
         low_res=True,
-        noise_scale=0.25,
+        residual_scale=0.25,
     )
 
 

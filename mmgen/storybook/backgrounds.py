@@ -41,8 +41,12 @@ class _Sky:
 SKIES: Mapping[Light, _Sky] = MappingProxyType(
     {
         "day": _Sky((0.50, 0.76, 0.97), (0.84, 0.94, 0.99), (1, 1, 1), (1.0, 0.90, 0.45), (1, 1, 1)),
-        "sunset": _Sky((0.60, 0.42, 0.68), (1.0, 0.72, 0.46), (1.0, 0.80, 0.70), (1.0, 0.56, 0.34), (1.0, 0.78, 0.72)),
-        "night": _Sky((0.13, 0.18, 0.42), (0.30, 0.38, 0.62), (0.48, 0.55, 0.78), (0.98, 0.97, 0.86), (0.36, 0.43, 0.66)),
+        "sunset": _Sky(
+            (0.60, 0.42, 0.68), (1.0, 0.72, 0.46), (1.0, 0.80, 0.70), (1.0, 0.56, 0.34), (1.0, 0.78, 0.72)
+        ),
+        "night": _Sky(
+            (0.13, 0.18, 0.42), (0.30, 0.38, 0.62), (0.48, 0.55, 0.78), (0.98, 0.97, 0.86), (0.36, 0.43, 0.66)
+        ),
         "starry night": _Sky((0.07, 0.06, 0.24), (0.26, 0.20, 0.48), (0.40, 0.40, 0.66), None, None),
     }
 )
@@ -54,18 +58,23 @@ class _Canvas:
     def __init__(self, px: int, window: tuple[int, int, int], colour: Rgb) -> None:
         left, top, side = window
         self.px = px
-        self.x: Plane = ((np.arange(left, left + side, dtype=np.float32) + 0.5) / px)[None, :]
-        self.y: Plane = ((np.arange(top, top + side, dtype=np.float32) + 0.5) / px)[:, None]
+        self.x: Plane = ((np.arange(left, left + side) + 0.5) / px).astype(np.float32)[None, :]
+        self.y: Plane = ((np.arange(top, top + side) + 0.5) / px).astype(np.float32)[:, None]
         self.rgb = np.empty((side, side, 3), np.float32)
         self.rgb[:] = colour
 
     def fill(self, inside: Plane, colour: Rgb, alpha: float = 1, soft: float = 0) -> None:
-        """Paint where `inside` (signed distance in picture sides) is positive; soft: width of the edge, at least one pixel."""
+        """Paint where `inside`, a signed distance in picture sides, is positive.
+
+        soft: width of the edge in picture sides, at least one pixel.
+        """
         width = max(soft, 1 / self.px)
         cover = np.clip(inside / width + 0.5, 0, 1)[..., None] * np.float32(alpha)
         self.rgb += cover * (np.asarray(colour, np.float32) - self.rgb)
 
-    def disc(self, cx: float, cy: float, radius: float, colour: Rgb, alpha: float = 1, soft: float = 0) -> None:
+    def disc(
+        self, cx: float, cy: float, radius: float, colour: Rgb, alpha: float = 1, soft: float = 0
+    ) -> None:
         self.fill(radius - np.hypot(self.x - cx, self.y - cy), colour, alpha, soft)
 
     def blob(self, cx: float, cy: float, rx: float, ry: float, colour: Rgb, alpha: float = 1) -> None:
@@ -77,7 +86,9 @@ class _Canvas:
         """Everything under a line y(x), [1, side] or a height."""
         self.fill(np.broadcast_to(self.y - line, self.rgb.shape[:2]), colour, soft=soft)
 
-    def box(self, left: float, top: float, right: float, bottom: float, colour: Rgb, alpha: float = 1) -> None:
+    def box(
+        self, left: float, top: float, right: float, bottom: float, colour: Rgb, alpha: float = 1
+    ) -> None:
         across = np.minimum(self.x - left, right - self.x)
         self.fill(np.minimum(across, np.minimum(self.y - top, bottom - self.y)), colour, alpha)
 
@@ -95,7 +106,9 @@ def draw_background(
         _room(canvas, light, variant, ground)
     else:
         _draw_sky(canvas, light, variant, ground)
-        _PAINTERS[place](canvas, lambda r, g, b: (r * sky.tint[0], g * sky.tint[1], b * sky.tint[2]), variant, ground)
+        _PAINTERS[place](
+            canvas, lambda r, g, b: (r * sky.tint[0], g * sky.tint[1], b * sky.tint[2]), variant, ground
+        )
     return np.clip(canvas.rgb, 0, 1)
 
 
@@ -131,16 +144,20 @@ def _draw_sky(canvas: _Canvas, light: Light, variant: int, ground: float) -> Non
 
 
 def _cloud(canvas: _Canvas, x: float, y: float, size: float, colour: Rgb) -> None:
-    for dx, dy, rx, ry in ((-0.07, 0.012, 0.07, 0.035), (0.0, -0.01, 0.08, 0.055), (0.075, 0.01, 0.075, 0.038)):
+    for dx, dy, rx, ry in (
+        (-0.07, 0.012, 0.07, 0.035),
+        (0.0, -0.01, 0.08, 0.055),
+        (0.075, 0.01, 0.075, 0.038),
+    ):
         canvas.blob(x + dx * size, y + dy * size, rx * size, ry * size, colour, 0.75)
 
 
 def _stars(canvas: _Canvas, variant: int, ground: float) -> None:
-    """Thirty stars, larger and smaller ones, spread evenly but in no rows (the plane's additive low-discrepancy sequence)."""
+    """Thirty stars of four sizes, spread evenly but in no rows: an additive low-discrepancy sequence of the plane."""
     for i in range(30):
         x = ((i + 1) * 0.7548777 + variant * 0.137) % 1.0
         y = 0.02 + (((i + 1) * 0.5698403 + variant * 0.211) % 1.0) * (ground - 0.06)
-        radius = (0.012, 0.007, 0.009, 0.006)[i % 4]
+        radius = (0.016, 0.010, 0.012, 0.009)[i % 4]
         canvas.disc(x, y, radius, (1.0, 0.97, 0.80), 0.95)
 
 
@@ -150,7 +167,8 @@ Tinted = Callable[[float, float, float], Rgb]
 def _wave(canvas: _Canvas, height: float, size: float, count: float, phase: float) -> Plane:
     """[1, side]: a smooth line around `height`."""
     turn = 2 * np.pi * (count * canvas.x + phase)
-    return (height - size * (np.sin(turn) + 0.3 * np.sin(2.3 * turn + 1.7))).astype(np.float32)
+    line: Plane = (height - size * (np.sin(turn) + 0.3 * np.sin(2.3 * turn + 1.7))).astype(np.float32)
+    return line
 
 
 def _grass(canvas: _Canvas, tint: Tinted, variant: int, ground: float) -> None:
@@ -172,9 +190,9 @@ def _snow(canvas: _Canvas, tint: Tinted, variant: int, ground: float) -> None:
     for i in range(3):
         x = ((0.16, 0.5, 0.86)[i] + 0.11 * variant) % 1.0
         _fir(canvas, x, ground, 0.16 + 0.03 * ((i + variant) % 2), tint(0.42, 0.58, 0.62))
-    canvas.below(_wave(canvas, ground - 0.02, 0.03, 0.9, variant / 8), tint(0.86, 0.91, 0.97))
-    canvas.below(_wave(canvas, ground + 0.07, 0.02, 0.7, 0.3 + variant / 6), tint(0.91, 0.94, 0.985))
-    canvas.below(_wave(canvas, ground + 0.22, 0.015, 0.8, 0.6 + variant / 5), tint(0.95, 0.965, 0.99))
+    canvas.below(_wave(canvas, ground - 0.02, 0.03, 0.9, variant / 8), tint(0.80, 0.87, 0.96))
+    canvas.below(_wave(canvas, ground + 0.07, 0.02, 0.7, 0.3 + variant / 6), tint(0.84, 0.90, 0.97))
+    canvas.below(_wave(canvas, ground + 0.22, 0.015, 0.8, 0.6 + variant / 5), tint(0.88, 0.925, 0.98))
 
 
 def _fir(canvas: _Canvas, x: float, base: float, height: float, colour: Rgb) -> None:

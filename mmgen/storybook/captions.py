@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Split = Literal["train", "wording"]
-FRAME_WORDS = frozenset("a an the one there is are in this picture".split())
+FRAME_WORDS = frozenset({"a", "an", "the", "one", "there", "is", "are"})
 
 
 class _Speaker:
@@ -39,7 +39,10 @@ def caption(
     rng: np.random.Generator,
     split: Split = "train",
 ) -> str:
-    """One caption of a scene's parts. 15 % name no place, 30 % no light; split "wording" says something never trained."""
+    """One caption of a scene's parts: 15 % name no place, 30 % no light.
+
+    split: "wording" says at least one thing in a way that training never does.
+    """
     while True:
         speaker = _Speaker(rng, split)
         text = _sentence(speaker, groups, relation, _where(speaker, place, light, backdrop))
@@ -53,7 +56,7 @@ def _where(speaker: _Speaker, place: Place, light: Light, backdrop: str | None) 
     phrases = []
     if speaker.chance() >= 0.15:
         phrase = speaker.say(wording.PLACES[place])
-        phrases.append(phrase.format(backdrop) if backdrop else phrase)
+        phrases.append(phrase.format(backdrop).replace("a orange", "an orange") if backdrop else phrase)
     if place != "plain" and speaker.chance() >= 0.3:
         phrases.append(speaker.say(wording.LIGHTS[light]))
     if len(phrases) == 2 and speaker.chance() < 0.3:
@@ -61,7 +64,9 @@ def _where(speaker: _Speaker, place: Place, light: Light, backdrop: str | None) 
     return phrases
 
 
-def _sentence(speaker: _Speaker, groups: tuple[Group, ...], relation: Relation | None, where: list[str]) -> str:
+def _sentence(
+    speaker: _Speaker, groups: tuple[Group, ...], relation: Relation | None, where: list[str]
+) -> str:
     r = speaker.chance()
     subject = _subject(speaker, groups, relation, bare=0.12 <= r < 0.2 and not where)
     if where and r < 0.12:

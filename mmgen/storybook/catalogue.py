@@ -24,8 +24,8 @@ class Sprite:
 
     icon: id in the icon set. singular, plural: its nouns, the usual one first.
     colours: the named colours it may be painted in. natural: the name of its own colour, if it has one.
-    hues: (from, to) in degrees, the hues that paint covers (from > to wraps past 360). greys: paint covers unsaturated parts.
-    lightest: parts lighter than this stay as they are.
+    hues: (from, to) in degrees, the hues that paint covers; from > to wraps past 360.
+    greys: paint covers unsaturated parts too. lightest: parts lighter than this stay as they are.
     flies: it may be in the sky. mirrored: drawn the other way round than the icon.
     """
 
@@ -85,9 +85,15 @@ def _sprite(
     mirrored: bool = False,
     lightest: float = 1,
 ) -> Sprite:
-    """nouns: "car/cars automobile/automobiles | auto/autos", held-out ones after the bar. without: colours left out."""
+    """nouns: "car/cars, automobile/automobiles | auto/autos", held-out ones after the bar.
+
+    without: colours left out beside the natural one, because they look almost like it; "all": only natural.
+    """
     trained, _, held_out = nouns.partition("|")
-    pairs = [[pair.split("/") for pair in part.replace("_", " ").split(",") if pair.strip()] for part in (trained, held_out)]
+    pairs = [
+        [pair.split("/") for pair in part.replace("_", " ").split(",") if pair.strip()]
+        for part in (trained, held_out)
+    ]
     singular, plural = (Words(*(tuple(pair[i].strip() for pair in part) for part in pairs)) for i in (0, 1))
     left_out = {*without.split(), natural}
     colours = frozenset() if without == "all" else frozenset(c for c in COLOURS if c not in left_out)
@@ -97,31 +103,80 @@ def _sprite(
 SPRITES: Mapping[str, Sprite] = MappingProxyType(
     {
         "cat": _sprite("cat", "cat/cats, kitten/kittens | kitty/kitties", natural="orange"),
-        "dog": _sprite("dog", "dog/dogs, puppy/puppies | hound/hounds", without="orange yellow", mirrored=True),
-        "penguin": _sprite("penguin", "penguin/penguins", without="black purple white", hues=((210, 300),), lightest=0.6),
-        "rabbit": _sprite("rabbit", "rabbit/rabbits, bunny/bunnies | hare/hares", without="white", greys=True),
+        "dog": _sprite(
+            "dog", "dog/dogs, puppy/puppies | hound/hounds", without="orange yellow", mirrored=True
+        ),
+        "penguin": _sprite(
+            "penguin", "penguin/penguins", without="black purple white", hues=((210, 300),), lightest=0.6
+        ),
+        "rabbit": _sprite(
+            "rabbit", "rabbit/rabbits, bunny/bunnies | hare/hares", without="white", greys=True
+        ),
         "elephant": _sprite("elephant", "elephant/elephants", greys=True),
         "turtle": _sprite("turtle", "turtle/turtles, tortoise/tortoises", natural="green"),
         "fish": _sprite("fish", "fish/fish", natural="blue"),
-        "butterfly": _sprite("butterfly", "butterfly/butterflies", without="red brown", natural="orange", hues=_WARM, flies=True),
-        "bird": _sprite("bird", "bird/birds | songbird/songbirds", natural="red", flies=True, hues=((320, 20),)),
+        "butterfly": _sprite(
+            "butterfly",
+            "butterfly/butterflies",
+            without="red brown",
+            natural="orange",
+            hues=_WARM,
+            flies=True,
+        ),
+        "bird": _sprite(
+            "bird", "bird/birds | songbird/songbirds", natural="red", flies=True, hues=((320, 20),)
+        ),
         "snail": _sprite("snail", "snail/snails", without="orange", natural="brown"),
-        "car": _sprite("automobile", "car/cars, automobile/automobiles | auto/autos", natural="red", hues=((320, 30),)),
-        "bus": _sprite("bus", "bus/buses | coach/coaches", without="orange yellow white", hues=((0, 65),), greys=True),
+        "car": _sprite(
+            "automobile",
+            "car/cars, automobile/automobiles | auto/autos",
+            without="brown",
+            natural="red",
+            hues=((320, 30),),
+        ),
+        "bus": _sprite(
+            "bus",
+            "bus/buses | coach/coaches",
+            without="orange yellow white brown purple",
+            hues=((0, 65),),
+            greys=True,
+        ),
         "boat": _sprite(
             "sailboat",
             "boat/boats, sailboat/sailboats, sailing boat/sailing boats | sailing ship/sailing ships",
-            without="orange yellow",
+            without="orange yellow brown",
             hues=_WARM,
         ),
-        "rocket": _sprite("rocket", "rocket/rockets, spaceship/spaceships", without="red white", hues=((230, 60),), greys=True, flies=True),
-        "helicopter": _sprite("helicopter", "helicopter/helicopters | chopper/choppers", natural="orange", hues=_WARM, flies=True),
+        "rocket": _sprite(
+            "rocket",
+            "rocket/rockets, spaceship/spaceships",
+            without="red white",
+            hues=((230, 60),),
+            greys=True,
+            flies=True,
+        ),
+        "helicopter": _sprite(
+            "helicopter",
+            "helicopter/helicopters | chopper/choppers",
+            without="brown",
+            natural="orange",
+            hues=_WARM,
+            flies=True,
+        ),
         "balloon": _sprite("balloon", "balloon/balloons", natural="red", hues=((260, 30),), flies=True),
-        "umbrella": _sprite("umbrella", "umbrella/umbrellas, parasol/parasols", natural="purple", hues=((210, 310),)),
-        "house": _sprite("house", "house/houses, home/homes | cottage/cottages", without="orange brown", hues=((350, 60),)),
+        "umbrella": _sprite(
+            "umbrella", "umbrella/umbrellas, parasol/parasols", natural="purple", hues=((210, 310),)
+        ),
+        "house": _sprite(
+            "house", "house/houses, home/homes | cottage/cottages", without="orange brown", hues=((350, 60),)
+        ),
         "tree": _sprite("deciduous-tree", "tree/trees", natural="green", hues=((70, 170),)),
-        "tulip": _sprite("tulip", "tulip/tulips, flower/flowers | blossom/blossoms", natural="pink", hues=((270, 20),)),
-        "mushroom": _sprite("mushroom", "mushroom/mushrooms | toadstool/toadstools", natural="red", hues=((260, 20),)),
+        "tulip": _sprite(
+            "tulip", "tulip/tulips, flower/flowers | blossom/blossoms", natural="pink", hues=((270, 20),)
+        ),
+        "mushroom": _sprite(
+            "mushroom", "mushroom/mushrooms | toadstool/toadstools", natural="red", hues=((260, 20),)
+        ),
         "snowman": _sprite("snowman-without-snow", "snowman/snowmen", without="all", natural="white"),
         "apple": _sprite("red-apple", "apple/apples", natural="red", hues=((260, 40),)),
         "chair": _sprite("chair", "chair/chairs | stool/stools", natural="brown"),

@@ -1,4 +1,4 @@
-"""Training pictures without end: every batch is a function of (seed, index) alone, so a resumed run continues exactly."""
+"""Training pictures without end: a batch depends on (seed, index) alone, so that a resumed run continues exactly."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ def batch(seed: int, index: int, count: int, px: int, bank: SpriteBank) -> tuple
 def crop_pair(
     seed: int, index: int, count: int, n: int, bank: SpriteBank, px: int = 256, factor: int = 4
 ) -> tuple[Images, Images]:
-    """Aligned crops for super-resolution: hi [count, 3, factor n, factor n] out of pictures of `px`, lo [count, 3, n, n].
+    """Aligned crops for super-resolution, (hi, lo), out of pictures of `px`.
 
-    lo is the area mean of hi, rounded. Half of the crops are centred on an item, where the edges are.
+    hi: [count, 3, factor n, factor n]. lo: [count, 3, n, n], the area mean of hi, rounded.
+    Half of the crops are centred on an item, where the edges are.
     Raises ValueError if factor * n exceeds px or px is not a multiple of 32.
     """
     side = factor * n

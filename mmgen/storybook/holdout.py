@@ -28,8 +28,8 @@ def _one_in(n: int, *names: str) -> bool:
 
 @cache
 def held_out_colour(sprite: str, colour: str | None) -> bool:
-    """One colour-sprite pair in five. A sprite's own colours (None) are always trained."""
-    return colour is not None and _one_in(5, "colour", sprite, colour)
+    """One colour-sprite pair in five. A sprite's own colours, None or by name ("red apple"), are always trained."""
+    return colour in SPRITES[sprite].colours and _one_in(5, "colour", sprite, str(colour))
 
 
 @cache
@@ -80,7 +80,7 @@ def between(a: Item, b: Item) -> Relation:
 
 
 def in_training(scene: Scene) -> bool:
-    """Whether nothing in the scene, seen or said, is held out. Two groups' items must not show a held-out triple either."""
+    """Whether nothing in the scene, seen or said, is held out; a triple counts even where only the picture shows it."""
     groups = scene.groups
     for group in groups:
         if held_out_colour(group.sprite, group.colour) or held_out_count(group.sprite, group.count):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mmgen.storybook.backgrounds import draw_background
 from mmgen.storybook.scene import GRID, Item, Light, Place, Scene
 from mmgen.storybook.scenes import horizon
-from mmgen.storybook.sprites import ByteCache
+from mmgen.storybook.sprites import ByteCache, area_resize
 
 if TYPE_CHECKING:
     from mmgen.storybook.sprites import SpriteBank
@@ -19,6 +19,7 @@ Window = tuple[int, int, int]  # left, top, side in pixels
 _BACKGROUNDS = ByteCache(96 * 2**20)
 _SHADOWS = ByteCache(32 * 2**20)
 _LARGEST_KEPT = 256  # px; larger backgrounds are drawn anew
+_FINE_PX = 256  # smaller backgrounds are area means of this one: stars are smaller than their pixels
 SHADOW_ALPHA = 0.25
 
 
@@ -52,8 +53,11 @@ def background(
     key = (place, light, backdrop, variant, px, window)
     kept = _BACKGROUNDS.get(key)
     if kept is None:
-        drawn = draw_background(place, light, backdrop, variant, px, window)
-        kept = (drawn * 255 + 0.5).astype(np.uint8)
+        finer = _FINE_PX // px if window == (0, 0, px) and px < _FINE_PX and _FINE_PX % px == 0 else 1
+        left, top, side = window
+        fine = (left * finer, top * finer, side * finer)
+        drawn = draw_background(place, light, backdrop, variant, px * finer, fine)
+        kept = (area_resize(drawn, side) * 255 + 0.5).astype(np.uint8)
         if px <= _LARGEST_KEPT and window == (0, 0, px):
             _BACKGROUNDS.put(key, kept)
     return cast(NDArray[np.uint8], kept)
@@ -83,7 +87,10 @@ def _overlap(
     y0, y1 = max(top, y), min(top + height, y + side)
     if x0 >= x1 or y0 >= y1:
         return None
-    return (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+    return (slice(y0 - y, y1 - y), slice(x0 - x, x1 - x)), (
+        slice(y0 - top, y1 - top),
+        slice(x0 - left, x1 - left),
+    )
 
 
 def _shadow(width: int, height: int) -> NDArray[np.float32]:

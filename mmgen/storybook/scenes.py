@@ -16,12 +16,23 @@ if TYPE_CHECKING:
 Chance = Callable[[], float]
 Box = tuple[int, int, int]  # left, top, size in 1/32
 PLACES: tuple[Place, ...] = ("grass", "beach", "snow", "ocean", "street", "desert", "room", "mountains")
-LIGHTS: tuple[Light, ...] = ("day", "day", "day", "sunset", "sunset", "night", "night", "starry night", "starry night")
+LIGHTS: tuple[Light, ...] = (
+    "day",
+    "day",
+    "day",
+    "sunset",
+    "sunset",
+    "night",
+    "night",
+    "starry night",
+    "starry night",
+)
 RELATIONS: tuple[Relation, ...] = ("left of", "right of", "above", "below")
 VARIANTS = 8
 _NAMES = tuple(sorted(SPRITES))
 _HORIZON: dict[Place, int] = {
-    "grass": 19, "beach": 20, "snow": 19, "ocean": 17, "street": 19, "desert": 19, "room": 22, "mountains": 20, "plain": 20,
+    "grass": 19, "beach": 20, "snow": 19, "ocean": 17, "street": 19, "desert": 19, "room": 22, "mountains": 20,
+    "plain": 20,
 }  # fmt: skip
 
 
@@ -52,12 +63,33 @@ def sample_scene(rng: np.random.Generator, split: Split = "train") -> Scene:
     return Scene(groups, relation, place, light, backdrop, variant, items, text)
 
 
+def compose(
+    groups: tuple[Group, ...],
+    relation: Relation | None,
+    place: Place,
+    light: Light,
+    backdrop: str | None,
+    variant: int,
+    rng: np.random.Generator,
+    caption: str = "",
+) -> Scene:
+    """A scene of given contents, held out or not, its items placed by chance: one, two, or two and one of them.
+
+    Raises ValueError for other numbers of items.
+    """
+    counts = tuple(group.count for group in groups)
+    if counts not in ((1,), (2,), (1, 1), (2, 1)):
+        raise ValueError(f"groups of {counts} items: scenes hold one, two, one and one, or two and one")
+    boxes = _layout(rng.random, groups, relation, horizon(place, variant))
+    return Scene(groups, relation, place, light, backdrop, variant, _items(groups, boxes), caption)
+
+
 def _content(chance: Chance) -> tuple[tuple[Group, ...], Relation | None]:
     """Who is there: single 35 %, pair 40 % (seven in ten with a relation), two of a kind 12 %, two and one 13 %."""
+    r = chance()
+    if r < 0.35:
+        return (_group(chance, 1, 0.16),), None
     while True:
-        r = chance()
-        if r < 0.35:
-            return (_group(chance, 1, 0.16),), None
         if r < 0.75:
             a, b = _group(chance, 1, 0.1), _group(chance, 1, 0.1)
             relation = RELATIONS[int(chance() * 4)] if chance() < 0.7 else None
@@ -65,7 +97,7 @@ def _content(chance: Chance) -> tuple[tuple[Group, ...], Relation | None]:
                 continue
             if relation and held_out_relation(a.sprite, relation, b.sprite):
                 continue
-            if not relation and all(held_out_relation(a.sprite, r, b.sprite) for r in ("left of", "right of")):
+            if not relation and _never_side_by_side(a, b):
                 continue
             return (a, b), relation
         a = _group(chance, 2, 0.08 if r < 0.87 else 0)
@@ -76,9 +108,13 @@ def _content(chance: Chance) -> tuple[tuple[Group, ...], Relation | None]:
         b = _group(chance, 1, 0)
         if a.sprite == b.sprite or held_out_pair(a.sprite, b.sprite):
             continue
-        if all(held_out_relation(a.sprite, r, b.sprite) for r in ("left of", "right of")):
+        if _never_side_by_side(a, b):
             continue
         return (a, b), None
+
+
+def _never_side_by_side(a: Group, b: Group) -> bool:
+    return all(held_out_relation(a.sprite, side, b.sprite) for side in ("left of", "right of"))
 
 
 def _backdrop(chance: Chance, groups: tuple[Group, ...]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ DRAWN_PX = 768  # at least the largest sprite of a 1024-px picture (22/32 of 102
 _ICON_PX = 1024  # the whole icon, margins included: resvg fails on icons cut by their view box
 _MIDDLE_PX = 192  # small sizes are resized from here: 16 times fewer pixels to read
 _SMALL_PX = 96
-_Key = TypeVar("_Key")
 
 
 class ByteCache:
@@ -44,15 +43,18 @@ class ByteCache:
     def put(self, key: object, array: NDArray[np.generic]) -> None:
         """Store `array`, which must not be written to afterwards."""
         array.setflags(write=False)
+        replaced = self._arrays.pop(key, None)
+        self._held += array.nbytes - (0 if replaced is None else replaced.nbytes)
         self._arrays[key] = array
-        self._held += array.nbytes
         while self._held > self._limit and len(self._arrays) > 1:
             self._held -= self._arrays.popitem(last=False)[1].nbytes
 
 
 def default_icons_path() -> Path:
     """Where the icon set is looked for: the environment variable MMGEN_SPRITES, else the cache folder in the home."""
-    return Path(os.environ.get("MMGEN_SPRITES") or Path.home() / ".cache" / "mmgen" / "fluent-emoji" / "icons.json")
+    return Path(
+        os.environ.get("MMGEN_SPRITES") or Path.home() / ".cache" / "mmgen" / "fluent-emoji" / "icons.json"
+    )
 
 
 def _area_weights(source: int, target: int) -> Pixels:
@@ -82,7 +84,10 @@ def _to_hsl(rgb: Pixels) -> tuple[Pixels, Pixels, Pixels]:
     high, low = rgb.max(axis=-1), rgb.min(axis=-1)
     chroma = high - low
     safe = np.where(chroma > 0, chroma, 1)
-    hue = np.where(high == r, (g - b) / safe % 6, np.where(high == g, (b - r) / safe + 2, (r - g) / safe + 4)) * 60
+    hue = (
+        np.where(high == r, (g - b) / safe % 6, np.where(high == g, (b - r) / safe + 2, (r - g) / safe + 4))
+        * 60
+    )
     lightness = (high + low) / 2
     span = 1 - np.abs(2 * lightness - 1)
     return hue, np.where(span > 1e-6, chroma / np.maximum(span, 1e-6), 0), lightness
@@ -112,7 +117,9 @@ def _painted(rgb: Pixels, sprite: Sprite) -> Pixels:
         inside = np.maximum(inside, np.clip((half + 4 - away) / 8, 0, 1))
     coloured = np.clip((chroma - 0.06) / 0.08, 0, 1)
     covered = inside * coloured + (1 - coloured) * (1.0 if sprite.greys else 0.0)
-    covered *= np.clip((lightness - 0.12) / 0.08, 0, 1) * np.clip((sprite.lightest + 0.1 - lightness) / 0.1, 0, 1)
+    covered *= np.clip((lightness - 0.12) / 0.08, 0, 1) * np.clip(
+        (sprite.lightest + 0.1 - lightness) / 0.1, 0, 1
+    )
     return covered.astype(np.float32)
 
 
@@ -142,11 +149,14 @@ class SpriteBank:
         self.icons_path = Path(icons_path) if icons_path is not None else default_icons_path()
         if not self.icons_path.is_file():
             raise ModelError(
-                f"no sprites at {self.icons_path}: run 'npm pack @iconify-json/fluent-emoji@1.2.7', unpack the .tgz and "
-                f"put its package/icons.json there, or name the file in MMGEN_SPRITES"
+                f"no sprites at {self.icons_path}: run 'npm pack @iconify-json/fluent-emoji@1.2.7' and "
+                f"'tar xzf iconify-json-fluent-emoji-1.2.7.tgz', then put package/icons.json there "
+                f"or name it in MMGEN_SPRITES"
             )
         stat = self.icons_path.stat()
-        digest = hashlib.sha256(f"{self.icons_path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+        digest = hashlib.sha256(
+            f"{self.icons_path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()
+        ).hexdigest()
         root = Path(cache) if cache is not None else Path.home() / ".cache" / "mmgen" / "sprites"
         self._folder = root / digest[:16]
         self._bodies: dict[str, tuple[str, int]] = {}
@@ -196,14 +206,12 @@ class SpriteBank:
         if colour is not None and colour not in kind.colours:
             allowed = ", ".join(sorted(kind.colours)) or "its natural colours only"
             raise ValueError(f"the sprite {sprite!r} cannot be {colour!r}: choose from {allowed}")
-        path = self._folder / f"{sprite}-{colour or 'natural'}.png"
+        path = self._folder / f"{sprite}-{colour or 'natural'}-{_recipe(kind, colour)}.png"
         if path.is_file():
             with Image.open(path) as image:
-                return np.asarray(image, dtype=np.float32) / 255
-        if colour is None:
-            rgba = self._rasterised(kind)
-        else:
-            rgba = recolour(self._drawn(sprite, None), kind, COLOURS[colour])
+                return np.asarray(image, dtype=np.float32) / np.float32(255)
+        natural = None if colour is None else self._drawn(sprite, None)
+        rgba = self._rasterised(kind) if natural is None else recolour(natural, kind, COLOURS[str(colour)])
         self._keep(path, rgba)
         return rgba
 
@@ -234,12 +242,21 @@ class SpriteBank:
                 icons = json.loads(self.icons_path.read_text(encoding="utf-8"))
                 side = int(icons.get("width", 32))
                 wanted = {kind.icon for kind in SPRITES.values()}
-                self._bodies = {k: (v["body"], v.get("width", side)) for k, v in icons["icons"].items() if k in wanted}
+                self._bodies = {
+                    k: (v["body"], v.get("width", side)) for k, v in icons["icons"].items() if k in wanted
+                }
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ModelError(f"{self.icons_path} is not an Iconify JSON file: {error!r}") from None
         if icon not in self._bodies:
             raise ModelError(f"{self.icons_path} has no icon {icon!r}: use @iconify-json/fluent-emoji 1.2.7")
         return self._bodies[icon]
+
+
+def _recipe(kind: Sprite, colour: str | None) -> str:
+    """A digest of all that a drawing follows from, so that a changed table never meets an old file."""
+    paint = None if colour is None else dataclasses.astuple(COLOURS[colour])[1:]
+    facts = (kind.icon, kind.mirrored, paint and (paint, kind.hues, kind.greys, kind.lightest))
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
 
 
 def _rasterise(body: str, side: int, px: int) -> Pixels:
@@ -251,4 +268,4 @@ def _rasterise(body: str, side: int, px: int) -> Pixels:
         f'viewBox="0 0 {side} {side}" width="{px}" height="{px}">{body}</svg>'
     )
     with Image.open(BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))) as image:
-        return np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
+        return np.asarray(image.convert("RGBA"), dtype=np.float32) / np.float32(255)

@@ -12,10 +12,13 @@ from mmgen.storybook.wording import all_phrases
 
 _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 _FUNCTION_WORDS = frozenset(
-    """a about an and any are at be but by can could draw drawn for from give has have he her his i in is it its just
-    like make me my near of on one or our paint picture image illustration drawing painting please render scene she show
-    some that the their them then there these they this those to very want was we were where which while who will with
-    would you your something someone create generate nice beautiful pretty cute lovely""".split()
+    _WORD.findall(
+        "a about an and any are at be beautiful but by can could create cute draw drawing drawn for from "
+        "generate give has have he her his i illustration image in is it its just let's like lovely make "
+        "me my near nice of on one or our paint painting picture please pretty render scene she show "
+        "some someone something that the their them then there these they this those to very want was we "
+        "were where which while who will with would you your"
+    )
 )
 
 

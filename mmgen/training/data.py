@@ -54,9 +54,10 @@ class StorybookSource:
         return Batch(to_tensor(pixels), captions)
 
     def crops(self, index: int, count: int, px: int, source_size: int) -> Tensor:
-        from mmgen.storybook.data import crops
+        from mmgen.storybook.data import crop_pair
 
-        return to_tensor(crops(self.seed, index, count, px, 4 * source_size, self.bank))
+        high, _ = crop_pair(self.seed, index, count, px // 4, self.bank, px=4 * source_size)
+        return to_tensor(high)
 
 
 class FolderSource:

@@ -103,14 +103,14 @@ class SuperResRecipe:
         at = level[:, None, None, None]
         low_res = enlarge(low + at * noise)
         t = sample_times(self.count, generator, device, mean=0.8, std=1.2)
-        residual = x0 - low_res
-        eps = torch.randn(x0.shape, generator=generator, device=device) * self.network.config.noise_scale
+        residual = (x0 - low_res) / self.network.config.residual_scale
+        eps = torch.randn(x0.shape, generator=generator, device=device)
         at = t[:, None, None, None]
         sizes = torch.full((self.count,), float(source_size), device=device)
         cond = Conditioning(low_res=low_res, noise_level=level, source_size=sizes)
         predicted = self.network((1 - at) * residual + at * eps, t, self.network.prepare(cond))
         # on x0, not on v: the residual is small and one step from pure noise is how the network is mostly used
-        losses = (predicted.float() - residual).square().flatten(1).mean(1) * 100
+        losses = (predicted.float() - residual).square().flatten(1).mean(1)
         return losses.mean(), by_noise_level(losses.detach(), t), self.count
 
     def sheet(self, network: nn.Module, path: Path) -> None:

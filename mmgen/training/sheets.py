@@ -70,11 +70,11 @@ def super_res_sheet(network: Any, source: Source, path: Path) -> None:
         )
         with torch.autocast(device.type, torch.bfloat16):
             prepared = network.prepare(cond)
-            r = Noise(range(6), "super-res").draw((3, 128, 128)).to(device) * network.config.noise_scale
+            r = Noise(range(6), "super-res").draw((3, 128, 128)).to(device)
             for t, s in ((1.0, 0.5), (0.5, 0.0)):
                 r0 = network(r, torch.full((6,), t, device=device), prepared).float()
                 r = r0 + (r - r0) * (s / t)
-        rows += [low_res, (low_res + r).clamp(-1, 1), truth]
+        rows += [low_res, (low_res + network.config.residual_scale * r).clamp(-1, 1), truth]
     _save(torch.cat(rows), path, columns=6, scale=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -214,9 +215,8 @@ class _Run:
 
 def save_network(network: Any, folder: Path) -> None:
     """The network alone, in bfloat16, as `from_pretrained` reads it."""
-    import copy
-
-    copy.deepcopy(network).to("cpu", torch.bfloat16).save_pretrained(folder)
+    # not the mixin's own `to`, which prints a line at every call
+    nn.Module.to(copy.deepcopy(network), "cpu", torch.bfloat16).save_pretrained(folder)
 
 
 def _flat(state: dict[str, Tensor]) -> dict[str, Tensor]:

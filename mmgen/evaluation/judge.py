@@ -1,0 +1,252 @@
+"""Judge A: what is in a picture, from its pixels alone.
+
+The picture is explained as an empty scene with sprites over it. Sprites are added one at a time, the one that saves the
+most squared error first; each must explain most of what differs from the scene in its silhouette and a ring around it,
+so that a red patch on a red wall is no balloon. What no sprite explains and no scenery shows is an unknown object. The
+judge never knows the prompt while it looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mmgen.evaluation.pixels import PX, Mask, Pixels, blobs, halved, pixels
+from mmgen.evaluation.scenery import Scenery
+from mmgen.evaluation.templates import GAIN, Candidate, Templates
+from mmgen.evaluation.verdict import Box, Detection, Sight
+from mmgen.storybook.catalogue import SPRITES
+from mmgen.storybook.sprites import SpriteBank
+
+RING = 3  # px of 64 around a silhouette in which the background must show
+MARGIN = 16  # px of 64 by which pictures are widened, so that windows may reach over their edges
+MOST = 8  # objects looked for; more is clutter anyway
+# Share of the variation a sprite must explain; and the squared error per pixel that counts as nothing to explain.
+ACCEPT = 0.55
+FLOOR = 0.0008
+CLIP = 0.25  # the most by which the ring may move the background
+# Rivals of the best template gain at least this share of what it gains; so many are looked at closely.
+RIVAL_SHARE, RIVALS = 0.5, 5
+SHIFTS = tuple(product((-1, 0, 1), (-1, 0, 1), (-1, 0, 1)))  # of size, left and top, in px of 64
+# Colours further than this outside the scenery's, over so many pixels in one piece, are an unknown object.
+UNKNOWN_COLOUR, UNKNOWN_AREA = 0.22, 40
+
+
+class Look(NamedTuple):
+    """One sprite at one size.
+
+    paint: [colours, px, px, 3] premultiplied. alpha: [px, px, 1]. window, ring: as alpha, wider by RING on each side.
+    """
+
+    colours: tuple[str | None, ...]
+    paint: Pixels
+    alpha: Pixels
+    window: Pixels
+    ring: Pixels
+
+
+class Fit(NamedTuple):
+    """The best of one sprite at a place. gains: by colour; left, top, size in px of 64."""
+
+    sprite: str
+    size: int
+    left: int
+    top: int
+    gains: NDArray[np.float32]
+
+
+@dataclass
+class _View:
+    """A picture and its explanation so far, both widened by MARGIN. inside: 1 on the picture, 0 around it."""
+
+    picture: Pixels
+    scene: Pixels
+    inside: Pixels
+
+    def cut(self, left: int, top: int, side: int) -> tuple[slice, slice]:
+        return slice(top + MARGIN, top + MARGIN + side), slice(left + MARGIN, left + MARGIN + side)
+
+    @property
+    def explained(self) -> Pixels:
+        """The explanation without its margin, [64, 64, 3]."""
+        return self.scene[MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+
+class Judge:
+    """Sees pictures. Building it draws every template once (half a minute); seeing takes a fifth of a second each.
+
+    sprites: the names it looks for; anything else is an unknown object. By default the whole world's.
+    """
+
+    def __init__(self, bank: SpriteBank | None = None, sprites: Iterable[str] = tuple(SPRITES)) -> None:
+        self._bank = bank or SpriteBank()
+        self._templates = Templates(self._bank, sprites)
+        self._scenery = Scenery()
+        self._looks: dict[tuple[str, int], Look] = {}
+
+    def see(self, image: Image.Image) -> Sight:
+        """Everything in one picture of any size; it is judged at 64 px."""
+        picture = pixels(image)
+        setting, variant = self._scenery.nearest(picture)
+        view = _view(picture, self._scenery.pictures[setting, variant])
+        detections = self._objects(view)
+        free = _free(detections)
+        setting, _ = self._scenery.nearest(picture, free)
+        shown = self._scenery.settings[setting]
+        unknown = self._unknown(picture, view.explained, free, setting)
+        return Sight(tuple(detections), shown.place, shown.light, shown.backdrop, tuple(unknown))
+
+    def _objects(self, view: _View) -> list[Detection]:
+        """Sprites put into the view's explanation one at a time, the greatest saving first."""
+        small, found = halved(view.picture[MARGIN:-MARGIN, MARGIN:-MARGIN]), []
+        pool = self._templates.pool(small, halved(view.explained))
+        while pool.errors.size and len(found) < MOST:
+            gains = self._templates.gains(pool, small, halved(view.explained))
+            rivals = self._templates.rivals(pool, gains, RIVAL_SHARE)
+            if rivals[0].gain < GAIN:
+                break
+            detection = self._settle(view, rivals[:RIVALS])
+            if detection is None:
+                pool = pool.without(self._templates.near(pool, rivals[0]))
+            else:
+                found.append(detection)
+        return found
+
+    def _settle(self, view: _View, rivals: list[Candidate]) -> Detection | None:
+        """The best of the rivals, put into the view's explanation; None if it explains too little."""
+        scene = self._levelled(view, rivals[0])
+        fits = sorted((self._fit(view, scene, rival) for rival in rivals), key=lambda fit: -fit.gains.max())
+        best = fits[0]
+        look = self._look(best.sprite, best.size)
+        cut = view.cut(best.left - RING, best.top - RING, best.size + 2 * RING)
+        window = look.window * view.inside[cut]
+        variation = float((window * (view.picture[cut] - scene[cut]) ** 2).sum()) + FLOOR * float(
+            window.sum()
+        )
+        if best.gains.max() < ACCEPT * variation:
+            return None
+        _put(view, best, look)
+        return _detection(fits, look.colours, variation)
+
+    def _levelled(self, view: _View, place: Candidate) -> Pixels:
+        """The explained scene, moved around one place by a plane of colour so that it meets the picture in the ring."""
+        look = self._look(place.sprite, 2 * place.size)
+        cut = view.cut(2 * place.left - RING, 2 * place.top - RING, 2 * place.size + 2 * RING)
+        weight = look.ring * view.inside[cut]
+        plane = _plane(np.clip(view.picture[cut] - view.scene[cut], -CLIP, CLIP), weight)
+        scene = view.scene.copy()
+        scene[cut] += plane
+        return scene
+
+    def _fit(self, view: _View, scene: Pixels, rival: Candidate) -> Fit:
+        """The rival's sprite at its best size and place near where it was seen, in every colour."""
+        fits = [
+            self._gains(view, scene, rival.sprite, 2 * rival.size + s, 2 * rival.left + x, 2 * rival.top + y)
+            for s, x, y in SHIFTS
+        ]
+        return max(fits, key=lambda fit: fit.gains.max())
+
+    def _gains(self, view: _View, scene: Pixels, sprite: str, size: int, left: int, top: int) -> Fit:
+        """The squared error each colour of a sprite saves at one place."""
+        look = self._look(sprite, size)
+        cut = view.cut(left, top, size)
+        picture, under, inside = view.picture[cut], scene[cut], view.inside[cut]
+        uncovered = picture - (1 - look.alpha) * under
+        after = (inside * (uncovered - look.paint) ** 2).sum(axis=(1, 2, 3))
+        before = (inside * (picture - under) ** 2).sum()
+        return Fit(sprite, size, left, top, before - after)
+
+    def _look(self, sprite: str, size: int) -> Look:
+        if (sprite, size) not in self._looks:
+            self._looks[sprite, size] = _look(self._bank, sprite, size)
+        return self._looks[sprite, size]
+
+    def _unknown(self, picture: Pixels, explained: Pixels, free: Mask, setting: int) -> list[Box]:
+        """Boxes of what neither the scenery nor a detection explains."""
+        away = np.sqrt(((picture - explained) ** 2).sum(axis=-1))
+        beyond = np.minimum(np.where(free, self._scenery.beyond(picture, setting), away), away)
+        parts = [part for part in blobs(_smooth(beyond) > UNKNOWN_COLOUR) if part.sum() >= UNKNOWN_AREA]
+        return [_box(part) for part in parts]
+
+
+def _free(detections: list[Detection]) -> Mask:
+    """[64, 64]: where no sprite's box lies, nor the shadow under it."""
+    free = np.ones((PX, PX), np.bool_)
+    for left, top, right, bottom in (detection.box for detection in detections):
+        shadow = 0.1 * (right - left)
+        columns = slice(max(0, round((left - shadow) * PX) - 1), round((right + shadow) * PX) + 1)
+        free[max(0, round(top * PX)) : round((bottom + shadow) * PX) + 1, columns] = False
+    return free
+
+
+def _look(bank: SpriteBank, sprite: str, size: int) -> Look:
+    colours = (None, *sorted(SPRITES[sprite].colours))
+    drawn = np.stack([bank.rgba(sprite, colour, size) for colour in colours])
+    alpha = drawn[0, ..., 3:]
+    wide = np.pad(alpha, ((RING, RING), (RING, RING), (0, 0)))
+    span = 2 * RING + 1
+    reach = np.pad(wide[..., 0], RING)
+    window = np.lib.stride_tricks.sliding_window_view(reach, (span, span)).max(axis=(-2, -1)) > 0.5
+    return Look(
+        colours, np.ascontiguousarray(drawn[..., :3]), alpha, window[..., None].astype(np.float32),
+        (window[..., None] & (wide < 0.05)).astype(np.float32),
+    )  # fmt: skip
+
+
+def _detection(fits: list[Fit], colours: tuple[str | None, ...], variation: float) -> Detection:
+    """The first fit as a detection. variation: the squared error of its window before it was put there."""
+    best = fits[0]
+    order = np.argsort(-best.gains)
+    top = float(best.gains[order[0]])
+    colour = colours[int(order[0])]
+    own = SPRITES[best.sprite].natural
+    side = float(best.size)
+    return Detection(
+        sprite=best.sprite,
+        colour=colour,
+        colours=frozenset({colour} if colour or not own else {colour, own}),
+        box=(best.left / PX, best.top / PX, (best.left + side) / PX, (best.top + side) / PX),
+        score=top / variation,
+        sprite_margin=(top - max((float(f.gains.max()) for f in fits[1:]), default=0.0)) / variation,
+        colour_margin=(top - float(best.gains[order[1]])) / variation if len(order) > 1 else 1.0,
+    )
+
+
+def _put(view: _View, fit: Fit, look: Look) -> None:
+    """Lay a sprite over the explanation."""
+    cut = view.cut(fit.left, fit.top, fit.size)
+    view.scene[cut] = look.paint[int(fit.gains.argmax())] + (1 - look.alpha) * view.scene[cut]
+
+
+def _plane(rest: Pixels, weight: Pixels) -> Pixels:
+    """The plane of colour nearest to `rest` [S, S, 3] where weight [S, S, 1] is 1; steep ones are held back."""
+    side = rest.shape[0]
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j].astype(np.float32)
+    basis = np.stack([np.ones_like(x), x, y], axis=-1)
+    weighted = (basis * weight).reshape(-1, 3)
+    held = np.diag([1.0, 0.2 * weight.sum() + 1, 0.2 * weight.sum() + 1]).astype(np.float32)
+    factors = np.linalg.solve(weighted.T @ basis.reshape(-1, 3) + held, weighted.T @ rest.reshape(-1, 3))
+    return (basis @ factors).astype(np.float32)
+
+
+def _smooth(plane: Pixels) -> Pixels:
+    """Mean over 3x3 pixels, [64, 64]."""
+    views = np.lib.stride_tricks.sliding_window_view(np.pad(plane, 1, mode="edge"), (3, 3))
+    return views.mean(axis=(-2, -1), dtype=np.float32)
+
+
+def _box(part: Mask) -> Box:
+    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+    return columns[0] / PX, rows[0] / PX, (columns[-1] + 1) / PX, (rows[-1] + 1) / PX
+
+
+def _view(picture: Pixels, scene: Pixels) -> _View:
+    wide = ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))
+    inside = np.pad(np.ones((PX, PX, 1), np.float32), wide)
+    return _View(np.pad(picture, wide, mode="edge"), np.pad(scene, wide, mode="edge"), inside)

@@ -1,0 +1,172 @@
+"""Samplers: from noise to pictures, one generator function each. They see only x0, times and a schedule.
+
+`denoise(x_t, t, s)` says what the picture is, on the way from t to s; t and s are 0-dim float64 tensors on the CPU, in
+the schedule's own unit. x at the first time is sigma times standard normal noise. Between steps x and x0 are float32
+(float64 stays float64). A run that ends at sigma 0 ends on the network's own x0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmgen.errors import UsageError
+from mmgen.noise import Noise
+from mmgen.schedulers import steps
+from mmgen.schedulers.prediction import Prediction
+from mmgen.schedulers.schedules import NoiseSchedule
+from mmgen.schedulers.steps import Level, level
+
+
+class Step(NamedTuple):
+    """What a sampler hands out after each step.
+
+    stage: "" until a stage writes its name there. index: steps done, 1 to total. t: the time x has reached.
+    x, x0: [B, ...]; x0 is the latest guess at the finished pictures, of the last x the network saw.
+    """
+
+    stage: str
+    index: int  # type: ignore[assignment]  # the field's word; nobody asks a step for tuple.index
+    total: int
+    t: float
+    x: Tensor
+    x0: Tensor
+
+
+Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]
+Sampler = Callable[[Denoise, Tensor, Tensor, NoiseSchedule, Noise], Iterator[Step]]
+FixedVariance = Literal["small", "large"]
+
+
+def euler(
+    denoise: Denoise, x: Tensor, times: Tensor, schedule: NoiseSchedule, _noise: Noise
+) -> Iterator[Step]:
+    """First order, one evaluation a step, no noise added: Euler, DDIM with eta 0."""
+    intervals, x = _intervals(times), _working(x)
+    for index, (t, s) in enumerate(intervals, 1):
+        x0 = denoise(x, t, s).x0.to(x.dtype)
+        x = steps.euler(x, x0, level(schedule, t), level(schedule, s))
+        yield Step("", index, len(intervals), float(s), x, x0)
+
+
+def heun(
+    denoise: Denoise, x: Tensor, times: Tensor, schedule: NoiseSchedule, _noise: Noise
+) -> Iterator[Step]:
+    """Second order, two evaluations a step, but one in a step that ends at sigma 0. No noise added."""
+    intervals, x = _intervals(times), _working(x)
+    for index, (t, s) in enumerate(intervals, 1):
+        now, then = level(schedule, t), level(schedule, s)
+        x0 = denoise(x, t, s).x0.to(x.dtype)
+        x_s = steps.euler(x, x0, now, then)
+        if then.sigma > 0:
+            x0_s = denoise(x_s, s, s).x0.to(x.dtype)
+            x_s, x0 = steps.heun(x, x0, x_s, x0_s, now, then), x0_s
+        x = x_s
+        yield Step("", index, len(intervals), float(s), x, x0)
+
+
+def dpmpp_2m(
+    denoise: Denoise, x: Tensor, times: Tensor, schedule: NoiseSchedule, _noise: Noise
+) -> Iterator[Step]:
+    """Second order from the second step on, one evaluation a step, no noise added: DPM-Solver++ 2M."""
+    intervals, x = _intervals(times), _working(x)
+    # Before the first step there is nothing but noise: with no x0 to extrapolate from it is first-order.
+    before, x0_before = Level(torch.tensor(0.0), torch.tensor(1.0)), x
+    for index, (t, s) in enumerate(intervals, 1):
+        now, then = level(schedule, t), level(schedule, s)
+        x0 = denoise(x, t, s).x0.to(x.dtype)
+        x = steps.dpmpp_2m(x, x0, x0_before, before, now, then)
+        before, x0_before = now, x0
+        yield Step("", index, len(intervals), float(s), x, x0)
+
+
+def ddim(
+    denoise: Denoise, x: Tensor, times: Tensor, schedule: NoiseSchedule, noise: Noise, *, eta: float
+) -> Iterator[Step]:
+    """First order, one evaluation a step, noise drawn for every step but one that ends at sigma 0."""
+    intervals, x = _intervals(times), _working(x)
+    for index, (t, s) in enumerate(intervals, 1):
+        now, then = level(schedule, t), level(schedule, s)
+        x0 = denoise(x, t, s).x0.to(x.dtype)
+        if then.sigma > 0:
+            x = steps.ddim(x, x0, noise.draw(x.shape[1:], like=x), now, then, eta=eta)
+        else:
+            x = steps.euler(x, x0, now, then)
+        yield Step("", index, len(intervals), float(s), x, x0)
+
+
+def ddpm(
+    denoise: Denoise,
+    x: Tensor,
+    times: Tensor,
+    schedule: NoiseSchedule,
+    noise: Noise,
+    *,
+    variance: FixedVariance = "small",
+) -> Iterator[Step]:
+    """Ancestral, one evaluation a step, noise drawn for every step but one that ends at sigma 0.
+
+    variance: which fixed one, for networks that do not learn it; a learned one always goes first.
+    """
+    intervals, x = _intervals(times), _working(x)
+    fixed = {"small": steps.small_variance, "large": steps.large_variance}[variance]
+    for index, (t, s) in enumerate(intervals, 1):
+        now, then = level(schedule, t), level(schedule, s)
+        x0, learned = denoise(x, t, s)
+        x0 = x0.to(x.dtype)
+        if then.sigma > 0:
+            # The learned fraction is an exponent's weight: half precision would show in the noise.
+            spread = (
+                fixed(now, then)
+                if learned is None
+                else steps.learned_variance(learned.to(x.dtype), now, then)
+            )
+            x = steps.ddpm(x, x0, noise.draw(x.shape[1:], like=x), now, then, variance=spread)
+        else:
+            x = steps.euler(x, x0, now, then)
+        yield Step("", index, len(intervals), float(s), x, x0)
+
+
+# Keyed by types.SamplerName, in its order.
+SAMPLERS: Mapping[str, Sampler] = {
+    "ddpm": ddpm,
+    "ddim": euler,
+    "euler": euler,
+    "heun": heun,
+    "dpmpp-2m": dpmpp_2m,
+}
+
+
+def sampler(name: str, *, eta: float | None = None, variance: FixedVariance = "small") -> Sampler:
+    """The sampler of that name.
+
+    eta: for "ddim", 0 (also None) deterministic to 1 ancestral. variance: for "ddpm", see there.
+    Raises UsageError for an unknown name, and for an eta that the named sampler would ignore.
+    """
+    if name not in SAMPLERS:
+        raise UsageError(f"no sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
+    if eta and name != "ddim":
+        raise UsageError(f"sampler {name!r} has no eta, got {eta:g}: leave it out, or choose ddim")
+    if eta:
+        return partial(ddim, eta=eta)
+    return partial(ddpm, variance=variance) if name == "ddpm" else SAMPLERS[name]
+
+
+def _intervals(times: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(t, s) of every step, 0-dim float64. Raises ValueError unless times fall strictly and there are two or more."""
+    times = times.detach().to(device="cpu", dtype=torch.float64)
+    if times.dim() != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
+        raise ValueError(
+            f"times must be two or more numbers, each less than the one before, got {times.tolist()}"
+        )
+    return list(pairwise(times))
+
+
+def _working(x: Tensor) -> Tensor:
+    # Half precision loses more in the sum of many steps than any network costs.
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
