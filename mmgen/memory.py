@@ -46,7 +46,7 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
     """Move and cast for inference, convolutions channels last."""
     module = module.eval().requires_grad_(False)
     # not Module.to(dtype) of diffusers' mixin, which prints; one pass does all three
-    return nn.Module.to(module, device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return nn.Module.to(module, device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -51,14 +51,16 @@ def problems(folder: Path) -> list[str]:
         if not file.is_file():
             found.append(f"{path} is missing")
         elif file.stat().st_size != entry.get("bytes", file.stat().st_size):
-            found.append(f"{path} has {file.stat().st_size:,} bytes, not {entry['bytes']:,}: it is cut off or changed")
+            found.append(
+                f"{path} has {file.stat().st_size:,} bytes, not {entry['bytes']:,}: it is cut off or changed"
+            )
         elif _sha256(file) != entry["sha256"]:
             found.append(f"{path} is damaged: its sha256 is not the manifest's")
     return found
 
 
 def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """The manifest of a sound checkpoint. Raises ModelError, naming the file, for anything unsafe, missing or damaged."""
+    """The manifest of a sound checkpoint. Raises ModelError, naming the file: unsafe, missing or damaged."""
     if not (folder / INDEX).is_file():
         raise ModelError(f"{folder} is no checkpoint: it has no {INDEX}")
     for path in sorted(folder.rglob("*")):

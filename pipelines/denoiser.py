@@ -19,23 +19,25 @@ from mmgen.types import StageSettings
 def make_denoiser(
     network: Any, cond: Conditioning, other: Conditioning | None, settings: StageSettings, *, stage: str
 ) -> Denoise:
-    """Denoise with classifier-free guidance in one batched call.
+    """Denoise with classifier-free guidance, both halves in one batched call.
 
-    network: predicts x0 on the flow path, with `prepare` and `dtype`. cond: what is asked for. other: what guidance leads away from,
-    the null or a negative prompt, with the same fields; None: no guidance. Raises NonFiniteError when a network's
-    output is not finite.
+    network: predicts x0 on the flow path, with `prepare` and `dtype`. cond: what is asked for. other: what guidance
+    leads away from, the null or a negative prompt, with the same fields; None: no guidance.
+    Raises NonFiniteError when a network's output is not finite.
     """
     count = _rows_of(cond)
     scale = 1.0 if settings.guidance_scale is None or other is None else settings.guidance_scale
     interval = settings.guidance_interval
     mix = guidance.make(scale, interval, settings.guidance_rescale or 0.0)
-    limit = threshold.make("none" if settings.threshold is None else settings.threshold, settings.threshold_cap)
+    limit = threshold.make(
+        "none" if settings.threshold is None else settings.threshold, settings.threshold_cap
+    )
     both = cond if scale == 1 or other is None else concat([cond, other])
     prepared_both = network.prepare(both)
     prepared = prepared_both if scale == 1 else rows(prepared_both, count)
 
     @torch.no_grad()
-    def denoise(x_t: Tensor, t: Tensor, s: Tensor) -> Prediction:
+    def denoise(x_t: Tensor, t: Tensor, _s: Tensor) -> Prediction:
         x = x_t.to(network.dtype)
         at = t.to(device=x.device, dtype=torch.float32).expand(count)
         if guidance.is_active(scale, interval, float(t)):

@@ -19,8 +19,16 @@ from mmgen.errors import ModelError
 from mmgen.memory import choose_device, choose_dtype, place
 from mmgen.models.text import TextEncoder
 from mmgen.pipelines.cascade import Cascade
-from mmgen.pipelines.checkpoint import INDEX, check_folder, digest, problems, read_json, read_manifest
-from mmgen.pipelines.checkpoint import weight_header, write_manifest
+from mmgen.pipelines.checkpoint import (
+    INDEX,
+    check_folder,
+    digest,
+    problems,
+    read_json,
+    read_manifest,
+    weight_header,
+    write_manifest,
+)
 from mmgen.pipelines.families import FAMILIES, Family
 from mmgen.pipelines.text_to_image import TextToImage
 
@@ -29,10 +37,12 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 VOCABULARY = "vocabulary.json"
 
 
-def load(name_or_folder: str | Path = "storybook", device: str | None = None, dtype: str | None = None) -> TextToImage:
+def load(
+    name_or_folder: str | Path = "storybook", device: str | None = None, dtype: str | None = None
+) -> TextToImage:
     """A model that draws.
 
-    name_or_folder: a bundled model, or a checkpoint folder. device: cpu, cuda, cuda:N or mps; the best there is if None.
+    name_or_folder: a bundled model, or a checkpoint folder. device: cpu, cuda, cuda:N, mps; the best there is if None.
     dtype: float32, float16 or bfloat16; the fastest that serves if None.
     Raises ModelError for a folder that is no sound checkpoint, before weights are read where that is possible;
     UsageError for a device or dtype that is not there. Nothing is fetched and no code of the folder is run.
@@ -68,7 +78,9 @@ def find(name_or_folder: str | Path) -> Path:
     folder = Path(name_or_folder)
     if folder.is_dir():
         return folder
-    raise ModelError(f"no model {str(name_or_folder)!r}: give a folder, or one of {', '.join(available()) or 'none'}")
+    raise ModelError(
+        f"no model {str(name_or_folder)!r}: give a folder, or one of {', '.join(available()) or 'none'}"
+    )
 
 
 def describe(name_or_folder: str | Path) -> dict[str, Any]:
@@ -89,12 +101,20 @@ def verify(name_or_folder: str | Path) -> list[str]:
     return problems(find(name_or_folder))
 
 
-def write_checkpoint(folder: Path, *, name: str, family: str, options: Mapping[str, Any], words: frozenset[str]) -> None:
+def write_checkpoint(
+    folder: Path, *, name: str, family: str, options: Mapping[str, Any], words: frozenset[str]
+) -> None:
     """Complete a folder that holds a family's components: index, vocabulary, manifest.
 
     options: what the family's join reads from the index.
     """
-    index = {"_class_name": "TextToImage", "_mmgen_version": __version__, "name": name, "family": family, **options}
+    index = {
+        "_class_name": "TextToImage",
+        "_mmgen_version": __version__,
+        "name": name,
+        "family": family,
+        **options,
+    }
     index |= {part: list(where) for part, where in FAMILIES[family].components.items()}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     (folder / VOCABULARY).write_text(json.dumps(sorted(words), indent=0) + "\n", "utf-8")
@@ -109,19 +129,23 @@ def _bundled() -> Path:
 
 
 def _family(index: Mapping[str, Any], folder: Path) -> Family:
-    name = index.get("family")
+    name = str(index.get("family"))
     if name not in FAMILIES:
         raise ModelError(f"{folder.name}/{INDEX} is of family {name!r}: mmgen knows {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     for part, (module, kind) in family.components.items():
         if index.get(part) != [module, kind]:
-            raise ModelError(f"{folder.name}/{INDEX}: component {part!r} is {index.get(part)}, not {module}.{kind}")
+            raise ModelError(
+                f"{folder.name}/{INDEX}: component {part!r} is {index.get(part)}, not {module}.{kind}"
+            )
         if not (folder / part / "config.json").is_file():
             raise ModelError(f"checkpoint {folder.name} has no {part}/config.json: the folder is incomplete")
     return family
 
 
-def _component(folder: Path, name: str, index: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+def _component(
+    folder: Path, name: str, index: Mapping[str, Any], device: torch.device, dtype: torch.dtype
+) -> Any:
     module, kind = index[name]
     if module == "transformers":
         encoder = TextEncoder.load(
@@ -140,7 +164,9 @@ def _network(folder: Path, network_class: Any) -> Any:
         with torch.device("meta"):
             network = network_class(**config)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder.name}/config.json does not describe a {network_class.__name__}: {error}") from None
+        raise ModelError(
+            f"{folder.name}/config.json does not describe a {network_class.__name__}: {error}"
+        ) from None
     tensors = _tensors(folder / WEIGHTS)
     try:
         network.load_state_dict(tensors, strict=True, assign=True)

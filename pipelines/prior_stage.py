@@ -47,7 +47,9 @@ class PriorStage:
             # embeddings are diffused with entries of unit variance
             x = noise.draw((self.network.config.embed_dim,)).to(pooled.device)
             step = None
-            for step in sampler(settings.sampler or "ddim", eta=settings.eta)(denoise, x, times, schedule, noise):
+            for step in sampler(settings.sampler or "ddim", eta=settings.eta)(
+                denoise, x, times, schedule, noise
+            ):
                 yield step._replace(
                     stage=self.name, index=candidate * step.total + step.index, total=CANDIDATES * step.total
                 )
@@ -64,7 +66,9 @@ class PriorStage:
 
 def guided_pair(text: Conditioning, negative: Conditioning | None) -> tuple[Conditioning, Conditioning]:
     """What is asked for, and what guidance leads away from: the negative prompt, or the learned null."""
-    kept = torch.zeros(len(given(text.text, "text")), dtype=torch.bool, device=given(text.text, "text").device)
+    kept = torch.zeros(
+        len(given(text.text, "text")), dtype=torch.bool, device=given(text.text, "text").device
+    )
     cond = Conditioning(text=text.text, text_mask=text.text_mask, pooled=text.pooled, drop_text=kept)
     other, drop = (text, ~kept) if negative is None else (negative, kept)
     return cond, Conditioning(text=other.text, text_mask=other.text_mask, pooled=other.pooled, drop_text=drop)

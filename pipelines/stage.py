@@ -18,7 +18,7 @@ from mmgen.types import StageSettings
 class Draft:
     """What is known of a batch of pictures so far. A stage returns a changed copy; None: not known yet.
 
-    text, negative: token states, mask and pooled vector of the prompts and of the negative prompt (None: there is none).
+    text, negative: token states, mask and pooled vector of the prompts and of the negative prompt, if there is one.
     image_embed: [B, E], unit norm. image: [B, 3, H, W] in [-1, 1], float32.
     """
 

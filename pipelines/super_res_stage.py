@@ -26,8 +26,8 @@ FACTOR = 4
 class SuperResStage:
     """Diffuses what the enlarged picture lacks: x0 = enlarge(low_res) + residual_scale * what is diffused.
 
-    The input is corrupted a little at `noise_level`, which the network is told (noise conditioning augmentation, Ho et al.
-    2021, arXiv:2106.15282). size: side of the pictures it gives; the network may serve several stages.
+    The input is corrupted a little at `noise_level`, which the network is told: noise conditioning augmentation, Ho et
+    al. 2021, arXiv:2106.15282. size: side of the pictures it gives; the network may serve several stages.
     """
 
     needs = frozenset({"image"})

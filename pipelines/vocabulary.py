@@ -8,10 +8,13 @@ from difflib import get_close_matches
 
 _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 _FUNCTION_WORDS = frozenset(
-    """a about an and any are at be but by can could draw drawn for from give has have he her his i in is it its just
-    like make me my near of on one or our paint picture image illustration drawing painting please render scene she show
-    some that the their them then there these they this those to very want was we were where which while who will with
-    would you your something someone create generate nice beautiful pretty cute lovely""".split()
+    _WORD.findall(
+        "a about an and any are at be beautiful but by can could create cute draw drawing drawn for from "
+        "generate give has have he her his i illustration image in is it its just let's like lovely make "
+        "me my near nice of on one or our paint painting picture please pretty render scene she show "
+        "some someone something that the their them then there these they this those to very want was we "
+        "were where which while who will with would you your"
+    )
 )
 
 
@@ -21,25 +24,25 @@ def split_words(text: str) -> list[str]:
 
 
 def unknown_words(prompt: str, known: Collection[str]) -> dict[str, str]:
-    """Words of the prompt that are not known -> the nearest known word, in the prompt's order ("" if none is known).
+    """Words of the prompt that are not known -> the nearest known word, in the prompt's order ("" if none is near).
 
-    known: in lower case, as in a checkpoint's vocabulary.json. Common function words, plurals and hyphenated forms of
-    known words are never reported.
+    known: the words, as in a checkpoint's vocabulary.json. Common function words and plurals and
+    hyphenated forms of known words are never reported.
     """
-    candidates = sorted(set(known) - _FUNCTION_WORDS)
+    vocabulary = frozenset(word.lower() for word in known)
     found: dict[str, str] = {}
     for word in split_words(prompt):
-        if word not in found and not _is_known(word, known):
-            nearest = get_close_matches(word, candidates, n=1, cutoff=0.0)
+        if word not in found and not _known(word, vocabulary):
+            nearest = get_close_matches(word, sorted(vocabulary - _FUNCTION_WORDS), n=1, cutoff=0.0)
             found[word] = nearest[0] if nearest else ""
     return found
 
 
-def _is_known(word: str, known: Collection[str]) -> bool:
-    if word in known or word in _FUNCTION_WORDS:
+def _known(word: str, vocabulary: frozenset[str]) -> bool:
+    if word in vocabulary or word in _FUNCTION_WORDS:
         return True
     stems = [word.removesuffix(end) for end in ("'s", "’s", "s", "es") if word.endswith(end)]
-    if any(stem in known for stem in stems):
+    if any(stem in vocabulary for stem in stems):
         return True
     parts = re.split(r"[-'’]", word)
-    return len(parts) > 1 and all(_is_known(part, known) for part in parts if part)
+    return len(parts) > 1 and all(_known(part, vocabulary) for part in parts if part)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from mmgen.evaluation.pixels import PX, Mask, Pixels, blobs, halved, pixels
 from mmgen.evaluation.scenery import Scenery
-from mmgen.evaluation.templates import GAIN, Candidate, Templates
+from mmgen.evaluation.templates import Candidate, Templates
 from mmgen.evaluation.verdict import Box, Detection, Sight
 from mmgen.storybook.catalogue import SPRITES
 from mmgen.storybook.sprites import SpriteBank
@@ -104,12 +104,13 @@ class Judge:
 
     def _objects(self, view: _View) -> list[Detection]:
         """Sprites put into the view's explanation one at a time, the greatest saving first."""
-        small, found = halved(view.picture[MARGIN:-MARGIN, MARGIN:-MARGIN]), []
+        small = halved(view.picture[MARGIN:-MARGIN, MARGIN:-MARGIN])
+        found: list[Detection] = []
         pool = self._templates.pool(small, halved(view.explained))
         while pool.errors.size and len(found) < MOST:
             gains = self._templates.gains(pool, small, halved(view.explained))
             rivals = self._templates.rivals(pool, gains, RIVAL_SHARE)
-            if rivals[0].gain < GAIN:
+            if not rivals:
                 break
             detection = self._settle(view, rivals[:RIVALS])
             if detection is None:

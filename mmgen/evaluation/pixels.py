@@ -16,7 +16,7 @@ def pixels(image: Image.Image) -> Pixels:
     small = image.convert("RGB")
     if small.size != (PX, PX):
         small = small.resize((PX, PX), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32) / 255
+    return np.asarray(small, dtype=np.float32) / np.float32(255)
 
 
 def halved(picture: Pixels) -> Pixels:

@@ -20,13 +20,14 @@ import numpy as np
 from mmgen.evaluation.verdict import Entry
 from mmgen.storybook import wording
 from mmgen.storybook.captions import caption
-from mmgen.storybook.catalogue import BACKDROPS, COLOURS, SPRITES
+from mmgen.storybook.catalogue import BACKDROPS, COLOURS, SPRITES, Words
 from mmgen.storybook.holdout import held_out_colour, held_out_count, held_out_pair, held_out_relation
 from mmgen.storybook.scene import Group, Light, Place, Relation, Scene
 from mmgen.storybook.scenes import PLACES, RELATIONS, VARIANTS, compose
 
 SEED = 20_261_121
 NAMES = tuple(sorted(SPRITES))
+DAY: Light = "day"
 SCENERY = ("place", "light", "backdrop")
 INVERSE: dict[Relation, Relation] = {
     "left of": "right of",
@@ -99,7 +100,8 @@ def truth_scene(entry: Entry, seed: int) -> Scene:
     rng = np.random.default_rng(seed)
     groups, relation = asked_of(entry)
     place = entry.get("place") or PLACES[int(rng.integers(len(PLACES)))]
-    light = "day" if place == "plain" else entry.get("light") or get_args(Light)[int(rng.integers(4))]
+    drawn: Light = get_args(Light)[int(rng.integers(4))]
+    light: Light = "day" if place == "plain" else entry.get("light", drawn)
     variant = int(rng.integers(VARIANTS))
     return compose(
         groups, relation, place, light, entry.get("backdrop"), variant, rng, entry.get("prompt", "")
@@ -314,7 +316,7 @@ def _reworded(tag: str, clusters: Clusters, rng: np.random.Generator) -> Iterato
     seen = [cluster[0] for cluster in clusters if level(cluster[0][0], cluster[0][1]) == "L0"]
     for number, asked in enumerate(seen[i] for i in rng.permutation(len(seen))[:12]):
         groups, relation, place, light, backdrop = asked
-        place, light = place or PLACES[int(rng.integers(len(PLACES)))], light or "day"
+        place, light = place or PLACES[int(rng.integers(len(PLACES)))], light or DAY
         said = caption(groups, relation, place, light, backdrop, rng, "wording")
         tell = partial(_tells, said.lower())
         shown = place if tell(wording.PLACES[place], backdrop) else None
@@ -323,8 +325,8 @@ def _reworded(tag: str, clusters: Clusters, rng: np.random.Generator) -> Iterato
         yield _entry(tag, name, name, (groups, relation, shown, lit, backdrop if shown else None), said, "L3")
 
 
-def _tells(said: str, words: wording.Words, backdrop: str | None = None) -> bool:
+def _tells(said: str, words: Words, backdrop: str | None = None) -> bool:
     """Whether a caption names a place or light."""
-    colours = COLOURS[backdrop].words if backdrop else wording.Words(("",))
+    colours = COLOURS[backdrop].words if backdrop else Words(("",))
     names = [*colours.trained, *colours.held_out]
     return any(phrase.format(name) in said for phrase in (*words.trained, *words.held_out) for name in names)

@@ -109,7 +109,7 @@ def _cluster_sums(pairs: Sequence[tuple[str, float]]) -> tuple[Floats, Floats]:
     names = {name: i for i, name in enumerate(dict.fromkeys(c for c, _ in pairs))}
     index = np.array([names[c] for c, _ in pairs])
     sums = np.bincount(index, weights=[v for _, v in pairs])
-    return sums, np.bincount(index).astype(np.float64)
+    return sums.astype(np.float64), np.bincount(index).astype(np.float64)
 
 
 def _by_rule(rows: Sequence[Row], folds: int) -> dict[str, Score]:

@@ -92,8 +92,13 @@ class Templates:
         return np.asarray(saved[tuple(pool.at)] - pool.errors, dtype=np.float32)
 
     def rivals(self, pool: Pool, gains: NDArray[np.float32], share: float) -> list[Candidate]:
-        """The best row of each sprite near the best row of all that gains at least `share` of it; best first."""
+        """The best row of each sprite near the best row of all that gains at least `share` of it; best first.
+
+        None where nothing saves enough.
+        """
         best = int(gains.argmax())
+        if gains[best] < GAIN:
+            return []
         near = np.flatnonzero(
             self.near(pool, self._candidate(pool, gains, best)) & (gains >= share * gains[best])
         )

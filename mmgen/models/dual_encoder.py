@@ -1,7 +1,7 @@
 """The dual encoder: pictures and texts as unit vectors whose dot product says how well they fit.
 
-Trained contrastively against frozen text states (locked-text tuning; cf. Zhai et al. 2022, arXiv:2111.07991, which locks
-the image side). Source of the idea: Radford et al. 2021 (CLIP), arXiv:2103.00020.
+Trained contrastively against frozen text states: locked-text tuning (Zhai et al. 2022, arXiv:2111.07991, lock the image
+side instead). Source of the idea: Radford et al. 2021 (CLIP), arXiv:2103.00020.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmgen.nn.blocks import ResBlock, channel_norm, downsample
 from mmgen.nn.transformer import TextAdapter
 
 
-class DualEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' mixins are untyped
+class DualEncoder(ModelMixin, ConfigMixin):
     """An image tower of residual convolutions and a text tower over frozen token states.
 
     image_size: side to which pictures are scaled. stem: side of the patches that become channels.

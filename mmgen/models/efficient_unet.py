@@ -26,7 +26,8 @@ IMAGE_TOKENS = 4
 class Prepared(NamedTuple):
     """What does not change from step to step: computed once per prompt.
 
-    vector: [B, E]. text_kv: for each attention block its text keys and values. text_mask: [B, L]. low_res: [B, 3, H, W].
+    vector: [B, E]. text_kv: for each attention block its text keys and values. text_mask: [B, L].
+    low_res: [B, 3, H, W].
     """
 
     vector: Tensor
@@ -35,7 +36,7 @@ class Prepared(NamedTuple):
     low_res: Tensor | None
 
 
-class EfficientUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' mixins are untyped
+class EfficientUNet(ModelMixin, ConfigMixin):
     """x_t -> x0, told time, text, image embedding and a low-resolution picture, as configured.
 
     sample_size: side of the pictures in pixels. stem: side of the patches that become channels.
@@ -46,7 +47,7 @@ class EfficientUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
     """
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  # a table of sizes; diffusers wants its config flat
         self,
         sample_size: int = 64,
         stem: int = 4,
@@ -146,7 +147,9 @@ class EfficientUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
             vector = vector + self.guidance(cond.guidance / 20)
         kv = [] if tokens is None else [b.text_keys_values(tokens) for b in self._attention_blocks()]
         if not isinstance(vector, Tensor):
-            raise ValueError("this network is told nothing: configure text_dim, pooled_dim, image_dim or low_res")
+            raise ValueError(
+                "this network is told nothing: configure text_dim, pooled_dim, image_dim or low_res"
+            )
         return Prepared(vector, kv, mask, given(cond.low_res, "low_res") if config.low_res else None)
 
     def _adapt_text(self, cond: Conditioning) -> tuple[Tensor, Tensor]:
@@ -166,7 +169,9 @@ class EfficientUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         levels = [*self.down, self.middle, *reversed(self.up)]
         return [part for level in levels for part in level if isinstance(part, AttentionBlock)]
 
-    def forward(self, x_t: Tensor, t: Tensor, prepared: Prepared, target_time: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, t: Tensor, prepared: Prepared, target_time: Tensor | None = None
+    ) -> Tensor:
         """x_t: [B, 3, H, W], t: [B] in [0, 1]; target_time: [B], for few-step flow maps. Returns x0, [B, 3, H, W]."""
         vector = prepared.vector + self.time(t)
         if target_time is not None:
@@ -175,7 +180,9 @@ class EfficientUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
         picture = x_t if prepared.low_res is None else torch.cat([x_t, prepared.low_res.to(x_t.dtype)], dim=1)
         patches = nn.functional.pixel_unshuffle(picture, self.config.stem)
         kv = iter(prepared.text_kv)
-        x = self.patches_in(torch.cat([patches, coordinates(patches)], dim=1).to(memory_format=torch.channels_last))
+        x = self.patches_in(
+            torch.cat([patches, coordinates(patches)], dim=1).to(memory_format=torch.channels_last)
+        )
         skips = []
         for level, shrink in zip(self.down, self.shrink, strict=True):
             x = _run(level, x, vector, kv, prepared.text_mask)
@@ -189,8 +196,8 @@ class EfficientUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
 
 
 def _run(
-    level: nn.ModuleList, x: Tensor, vector: Tensor, kv: Iterator[tuple[Tensor, Tensor]], mask: Tensor | None
+    level: nn.Module, x: Tensor, vector: Tensor, kv: Iterator[tuple[Tensor, Tensor]], mask: Tensor | None
 ) -> Tensor:
-    for part in level:
+    for part in level.children():
         x = part(x, next(kv, None), mask) if isinstance(part, AttentionBlock) else part(x, vector)
     return x

@@ -25,8 +25,8 @@ class PreparedPrior(NamedTuple):
     mask: Tensor
 
 
-class DiffusionPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' mixins are untyped
-    """x_t [B, embed_dim] -> x0. Embeddings are diffused times sqrt(embed_dim), so that their entries have unit variance.
+class DiffusionPrior(ModelMixin, ConfigMixin):
+    """x_t [B, embed_dim] -> x0. Embeddings are diffused times sqrt(embed_dim): their entries have unit variance.
 
     text_dim, pooled_dim: widths of the frozen encoder's outputs; pooled may be the dual encoder's text embedding.
     """

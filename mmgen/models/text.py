@@ -20,12 +20,12 @@ class _Family(NamedTuple):
     options: dict[str, Any]
 
 
-def _mean_pool(states: Tensor, mask: Tensor, output: Any) -> Tensor:
+def _mean_pool(states: Tensor, mask: Tensor, _output: Any) -> Tensor:
     weight = mask[..., None].to(states.dtype)
     return (states * weight).sum(1) / weight.sum(1)
 
 
-def _own_pool(states: Tensor, mask: Tensor, output: Any) -> Tensor:
+def _own_pool(_states: Tensor, _mask: Tensor, output: Any) -> Tensor:
     pooled: Tensor = output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output
     return pooled
 

@@ -69,7 +69,7 @@ class AttentionBlock(nn.Module):
     def forward(
         self, x: Tensor, text_kv: tuple[Tensor, Tensor] | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        batch, channels, height, width = x.shape
+        batch, _, height, width = x.shape
         pixels = channel_norm(x).flatten(2).transpose(1, 2)
         q, k, v = (self._split(part) for part in self.qkv(pixels).chunk(3, dim=-1))
         q, k, mask = self.q_norm(q), self.k_norm(k), None

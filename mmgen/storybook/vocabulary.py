@@ -1,25 +1,12 @@
-"""Which words storybook knows, and what it says of those that it does not."""
+"""Every word that storybook's captions are made of."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
-from difflib import get_close_matches
 from functools import cache
 
+from mmgen.pipelines.vocabulary import split_words
 from mmgen.storybook.captions import FRAME_WORDS
 from mmgen.storybook.wording import all_phrases
-
-_WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
-_FUNCTION_WORDS = frozenset(
-    _WORD.findall(
-        "a about an and any are at be beautiful but by can could create cute draw drawing drawn for from "
-        "generate give has have he her his i illustration image in is it its just let's like lovely make "
-        "me my near nice of on one or our paint painting picture please pretty render scene she show "
-        "some someone something that the their them then there these they this those to very want was we "
-        "were where which while who will with would you your"
-    )
-)
 
 
 @cache
@@ -27,33 +14,3 @@ def words(held_out: bool = True) -> frozenset[str]:
     """Every word a caption can contain, lower case; held_out: those of the wording test too."""
     found = {word for phrase in all_phrases(held_out) for word in split_words(phrase)}
     return frozenset(found | FRAME_WORDS)
-
-
-def split_words(text: str) -> list[str]:
-    """The words of a text in lower case; "jet-black" is one word."""
-    return _WORD.findall(text.lower())
-
-
-def unknown_words(prompt: str, known: Collection[str] | None = None) -> dict[str, str]:
-    """Words of the prompt that are not known -> the nearest known word, in the prompt's order ("" if none is near).
-
-    known: the words, as in a checkpoint's vocabulary.json; None: this world's own. Common function words and plurals
-    and hyphenated forms of known words are never reported.
-    """
-    vocabulary = words() if known is None else frozenset(word.lower() for word in known)
-    found: dict[str, str] = {}
-    for word in split_words(prompt):
-        if word not in found and not _known(word, vocabulary):
-            nearest = get_close_matches(word, sorted(vocabulary - _FUNCTION_WORDS), n=1, cutoff=0.0)
-            found[word] = nearest[0] if nearest else ""
-    return found
-
-
-def _known(word: str, vocabulary: frozenset[str]) -> bool:
-    if word in vocabulary or word in _FUNCTION_WORDS:
-        return True
-    stems = [word.removesuffix(end) for end in ("'s", "’s", "s", "es") if word.endswith(end)]
-    if any(stem in vocabulary for stem in stems):
-        return True
-    parts = re.split(r"[-'’]", word)
-    return len(parts) > 1 and all(_known(part, vocabulary) for part in parts if part)

@@ -14,7 +14,12 @@ from mmgen.training.start import TEXT_LAYER
 
 
 def bundle(
-    out: Path, text: Path, networks: Mapping[str, Path], *, decoder_sees_image_embed: bool, card: Path | None = None
+    out: Path,
+    text: Path,
+    networks: Mapping[str, Path],
+    *,
+    decoder_sees_image_embed: bool,
+    card: Path | None = None,
 ) -> None:
     """Write the storybook checkpoint to `out`, replacing what is there.
 
@@ -26,7 +31,11 @@ def bundle(
         raise UsageError(f"no {missing[0]} to bundle: give the folder that 'mmgen train' wrote")
     fresh = out.with_name(out.name + "-new")
     shutil.rmtree(fresh, ignore_errors=True)
-    for name, folder in {**networks, "text_encoder": text / "text_encoder", "tokenizer": text / "tokenizer"}.items():
+    for name, folder in {
+        **networks,
+        "text_encoder": text / "text_encoder",
+        "tokenizer": text / "tokenizer",
+    }.items():
         shutil.copytree(folder, fresh / name)
     if card is not None:
         shutil.copyfile(card, fresh / "README.md")

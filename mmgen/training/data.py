@@ -121,7 +121,9 @@ def _metadata(path: Path) -> dict[str, str]:
                 entry = json.loads(line)
                 captions[str(entry["file_name"])] = str(entry["text"])
             except (ValueError, KeyError, TypeError):
-                raise UsageError(f"{path.name}, line {number}: expected an object with file_name and text") from None
+                raise UsageError(
+                    f"{path.name}, line {number}: expected an object with file_name and text"
+                ) from None
     return captions
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
@@ -21,5 +21,6 @@ class Ema:
         """Move the average towards the source's present weights."""
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages, values = list(self.module.parameters()), list(source.parameters())
+        averages: list[Tensor] = [*self.module.parameters()]
+        values: list[Tensor] = [*source.parameters()]
         torch._foreach_lerp_(averages, values, weight)

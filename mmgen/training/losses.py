@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-T_FLOOR = 0.05
+T_FLOOR = 0.2
 UNIFORM_PART = 0.1
 
 
@@ -20,7 +20,9 @@ def sample_times(
 
 
 def velocity_loss(x0_pred: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-    """[B]: mean squared error of v = (x_t - x0) / t where x0 was predicted; t is held above 0.05."""
+    """[B]: mean squared error of v = (x_t - x0) / t where x0 was predicted; t is held above 0.2.
+
+    Below that the finest detail would outweigh all structure: at 0.05 seven tenths of the loss came from t < 1/3."""
     scale = 1 / t.clamp_min(T_FLOOR)
     return (x0_pred.float() - x0).square().flatten(1).mean(1) * scale.square()
 
@@ -38,5 +40,7 @@ def by_noise_level(losses: Tensor, t: Tensor) -> dict[str, float]:
     thirds = (t * 3).long().clamp(0, 2)
     names = ("low", "mid", "high")
     return {
-        f"loss_{name}": losses[thirds == i].mean().item() for i, name in enumerate(names) if bool((thirds == i).any())
+        f"loss_{name}": losses[thirds == i].mean().item()
+        for i, name in enumerate(names)
+        if bool((thirds == i).any())
     }

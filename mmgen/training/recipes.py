@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmgen.conditioning import Conditioning
 from mmgen.models.dual_encoder import DualEncoder
+from mmgen.models.efficient_unet import EfficientUNet
+from mmgen.models.prior import DiffusionPrior
 from mmgen.models.text import TextEncoder
 from mmgen.training.data import Source
 from mmgen.training.losses import by_noise_level, contrastive_loss, sample_times, velocity_loss
@@ -29,7 +32,7 @@ class DecoderRecipe:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: EfficientUNet,
         source: Source,
         text: TextEncoder,
         dual: DualEncoder | None = None,
@@ -41,7 +44,9 @@ class DecoderRecipe:
         self.network, self.source, self.text, self.dual = network, source, text, dual
         self.lr, self.count, self.half_size_first = lr, batch, half_size_first
 
-    def loss(self, index: int, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float], int]:
+    def loss(
+        self, index: int, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float], int]:
         device = generator.device
         small = self.half_size_first and progress < SMALL_UNTIL
         full = self.network.config.sample_size
@@ -76,7 +81,7 @@ class DecoderRecipe:
         assert self.dual is not None
         return self.dual.image_embed(x0)
 
-    def sheet(self, network: nn.Module, path: Path) -> None:
+    def sheet(self, network: Any, path: Path) -> None:
         from mmgen.training.sheets import decoder_sheet
 
         decoder_sheet(network, self.text, path)
@@ -88,12 +93,14 @@ class SuperResRecipe:
     part = "super-res"
 
     def __init__(
-        self, network: nn.Module, source: Source, *, lr: float = 1e-3, batch: int = 24, crop: int = 128
+        self, network: EfficientUNet, source: Source, *, lr: float = 1e-3, batch: int = 24, crop: int = 128
     ) -> None:
         self.network, self.source = network, source
         self.lr, self.count, self.crop = lr, batch, crop
 
-    def loss(self, index: int, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float], int]:
+    def loss(
+        self, index: int, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float], int]:
         device = generator.device
         source_size = 64 if index % 2 == 0 else 256
         x0 = self.source.crops(index, self.count, self.crop, source_size).to(device)
@@ -113,7 +120,7 @@ class SuperResRecipe:
         losses = (predicted.float() - residual).square().flatten(1).mean(1)
         return losses.mean(), by_noise_level(losses.detach(), t), self.count
 
-    def sheet(self, network: nn.Module, path: Path) -> None:
+    def sheet(self, network: Any, path: Path) -> None:
         from mmgen.training.sheets import super_res_sheet
 
         super_res_sheet(network, self.source, path)
@@ -121,7 +128,9 @@ class SuperResRecipe:
 
 def enlarge(low: Tensor, factor: int = 4) -> Tensor:
     """Bicubic, without overshoot clipped: [B, 3, H, W] -> [B, 3, 4H, 4W]."""
-    return torch.nn.functional.interpolate(low.float(), scale_factor=factor, mode="bicubic", align_corners=False)
+    return torch.nn.functional.interpolate(
+        low.float(), scale_factor=factor, mode="bicubic", align_corners=False
+    )
 
 
 class DualEncoderRecipe:
@@ -130,12 +139,14 @@ class DualEncoderRecipe:
     part = "dual-encoder"
 
     def __init__(
-        self, network: nn.Module, source: Source, text: TextEncoder, *, lr: float = 1e-3, batch: int = 128
+        self, network: DualEncoder, source: Source, text: TextEncoder, *, lr: float = 1e-3, batch: int = 128
     ) -> None:
         self.network, self.source, self.text = network, source, text
         self.lr, self.count = lr, batch
 
-    def loss(self, index: int, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float], int]:
+    def loss(
+        self, index: int, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float], int]:
         pixels, captions = self.source.batch(index, self.count, self.network.config.image_size)
         # pictures from a network are never quite clean: the tower must not mind a little noise
         noise = torch.randn(pixels.shape, generator=generator, device=generator.device)
@@ -145,7 +156,7 @@ class DualEncoderRecipe:
         loss = contrastive_loss(image, text, self.network.log_scale.clamp(max=MAX_LOG_SCALE))
         return loss, {"accuracy": accuracy.float().mean().item()}, self.count
 
-    def sheet(self, network: nn.Module, path: Path) -> None:
+    def sheet(self, network: Any, path: Path) -> None:
         """Nothing to draw: the accuracy in the log says it."""
 
 
@@ -156,7 +167,7 @@ class PriorRecipe:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: DiffusionPrior,
         source: Source,
         text: TextEncoder,
         dual: DualEncoder,
@@ -167,7 +178,9 @@ class PriorRecipe:
         self.network, self.source, self.text, self.dual = network, source, text, dual
         self.lr, self.count = lr, batch
 
-    def loss(self, index: int, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float], int]:
+    def loss(
+        self, index: int, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float], int]:
         device = generator.device
         pixels, captions = self.source.batch(index, self.count, self.dual.config.image_size)
         with torch.no_grad():
@@ -183,5 +196,5 @@ class PriorRecipe:
         fit = torch.nn.functional.cosine_similarity(x0_pred.detach().float(), x0, dim=1)
         return losses.mean(), {"cosine": fit.mean().item(), **by_noise_level(losses.detach(), t)}, self.count
 
-    def sheet(self, network: nn.Module, path: Path) -> None:
+    def sheet(self, network: Any, path: Path) -> None:
         """Nothing to draw: the cosine in the log says it."""

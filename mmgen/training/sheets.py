@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def draw(network: Any, text: TextEncoder, prompts: list[str], seeds: list[int], 
     with torch.autocast(device.type, torch.bfloat16):
         prepared = network.prepare(cond)
         x = Noise(seeds, "decoder").draw((3, size, size)).to(device)
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in pairwise(times):
             x0 = network(x.repeat(2, 1, 1, 1), t.expand(2 * count).to(device), prepared).float()
             with_text, without = x0.chunk(2)
             x0 = (without + 3.0 * (with_text - without)).clamp(-1, 1)
@@ -66,7 +67,9 @@ def super_res_sheet(network: Any, source: Source, path: Path) -> None:
         low_res = enlarge(torch.nn.functional.avg_pool2d(truth, 4))
         level = torch.full((6,), 0.05, device=device)
         cond = Conditioning(
-            low_res=low_res, noise_level=level, source_size=torch.full((6,), float(source_size), device=device)
+            low_res=low_res,
+            noise_level=level,
+            source_size=torch.full((6,), float(source_size), device=device),
         )
         with torch.autocast(device.type, torch.bfloat16):
             prepared = network.prepare(cond)

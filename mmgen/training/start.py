@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from mmgen.errors import UsageError
+from mmgen.memory import choose_device, place
 from mmgen.training.data import open_source
-from mmgen.training.trainer import Budget, Recipe, State, train
+from mmgen.training.trainer import Budget, State, train
 
 PARTS = ("dual-encoder", "prior", "decoder", "super-res")
 TEXT_LAYER = 3
@@ -62,11 +63,8 @@ def _recipe(part: str, data: str, text: Path | None, dual_encoder: Path | None, 
     dual = None if dual_encoder is None else _dual_encoder(dual_encoder)
     if part == "decoder":
         return recipes.DecoderRecipe(presets.decoder_storybook(), source, encoder, dual)
+    assert dual is not None
     return recipes.PriorRecipe(presets.prior_storybook(), source, encoder, dual)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _text_encoder(folder: Path | None) -> Any:
@@ -74,11 +72,13 @@ def _text_encoder(folder: Path | None) -> Any:
 
     folder = folder or Path(__file__).parent.parent / "weights" / "storybook"
     if not (folder / "text_encoder" / "config.json").is_file():
-        raise UsageError(f"no text encoder in {folder.name}: give --text FOLDER with text_encoder/ and tokenizer/")
+        raise UsageError(
+            f"no text encoder in {folder.name}: give --text FOLDER with text_encoder/ and tokenizer/"
+        )
     encoder = TextEncoder.load(
         folder / "text_encoder", folder / "tokenizer", layer=TEXT_LAYER, dtype=torch.bfloat16
     )
-    encoder.model.to(_device())
+    place(encoder.model, choose_device(), torch.bfloat16)
     return encoder
 
 
@@ -86,6 +86,8 @@ def _dual_encoder(folder: Path) -> Any:
     from mmgen.models.dual_encoder import DualEncoder
 
     if not (folder / "config.json").is_file():
-        raise UsageError(f"no dual encoder in {folder}: give the folder that 'mmgen train dual-encoder' wrote")
+        raise UsageError(
+            f"no dual encoder in {folder}: give the folder that 'mmgen train dual-encoder' wrote"
+        )
     network = DualEncoder.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
-    return network.eval().requires_grad_(False).to(_device())
+    return place(network, choose_device(), torch.float32)

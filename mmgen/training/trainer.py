@@ -34,12 +34,16 @@ class Recipe(Protocol):
     """
 
     part: str
-    network: nn.Module
     lr: float
 
-    def loss(self, index: int, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, float], int]: ...
+    @property
+    def network(self) -> nn.Module: ...
 
-    def sheet(self, network: nn.Module, path: Path) -> None:
+    def loss(
+        self, index: int, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float], int]: ...
+
+    def sheet(self, network: Any, path: Path) -> None:
         """Draw what the averaged network can do by now."""
         ...
 
@@ -130,7 +134,9 @@ class _Run:
         self.recipe, self.out = recipe, out
         if (out / "checkpoint").is_dir() != resume:
             raise UsageError(
-                f"{out.name} holds no run to resume" if resume else f"{out.name} holds a run: continue it with --resume"
+                f"{out.name} holds no run to resume"
+                if resume
+                else f"{out.name} holds a run: continue it with --resume"
             )
         out.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(mixed_precision="bf16")
@@ -162,7 +168,9 @@ class _Run:
             self.ema.update(self.accelerator.unwrap_model(self.network))
             self.skipped = 0
         elif (skipped := self.skipped + 1) >= 20:
-            raise ModelError(f"{skipped} steps in a row gave a gradient that is not finite: lower the learning rate")
+            raise ModelError(
+                f"{skipped} steps in a row gave a gradient that is not finite: lower the learning rate"
+            )
         else:
             self.skipped = skipped
         self.optimizer.zero_grad()
@@ -177,7 +185,12 @@ class _Run:
         rate = (self.state.pictures - pictures) / max(now - since, 1e-9)
         means = {name: sum(v) / len(v) for name, v in self.figures.items() if v}
         self.spoken, self.figures = (now, self.state.pictures), {}
-        entry = {**asdict(self.state), "pictures_per_second": rate, "lr_factor": budget.lr_factor(self.state), **means}
+        entry = {
+            **asdict(self.state),
+            "pictures_per_second": rate,
+            "lr_factor": budget.lr_factor(self.state),
+            **means,
+        }
         with open(self.out / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
         shown = " ".join(f"{name} {value:.4f}" for name, value in means.items())
@@ -190,7 +203,9 @@ class _Run:
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)
         new.mkdir()
-        save_file(_flat(self.accelerator.unwrap_model(self.network).state_dict()), new / "network.safetensors")
+        save_file(
+            _flat(self.accelerator.unwrap_model(self.network).state_dict()), new / "network.safetensors"
+        )
         save_file(_flat(self.ema.module.state_dict()), new / "ema.safetensors")
         save_file(_optimizer_tensors(self.optimizer), new / "optimizer.safetensors")
         entry = {**asdict(self.state), "ema_updates": self.ema.updates}
@@ -221,7 +236,8 @@ def save_network(network: Any, folder: Path) -> None:
 
 def _flat(state: dict[str, Tensor]) -> dict[str, Tensor]:
     # safetensors wants plain contiguous memory; channels-last weights are laid out anew by load_state_dict
-    return {name: value.detach().cpu().contiguous(memory_format=torch.contiguous_format) for name, value in state.items()}
+    plain = torch.contiguous_format
+    return {name: value.detach().cpu().contiguous(memory_format=plain) for name, value in state.items()}
 
 
 def _optimizer_tensors(optimizer: Any) -> dict[str, Tensor]:

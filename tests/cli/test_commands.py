@@ -66,7 +66,9 @@ def test_every_command_has_an_example(path: str) -> None:
 
 @pytest.mark.parametrize("path", LEAVES)
 def test_readme_names_every_command(path: str) -> None:
-    assert path in (ROOT / "README.md").read_text("utf-8")
+    parent, _, name = path.rpartition(" ")
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    assert any(parent in line and re.search(rf"\b{name}\b", line) for line in lines)
 
 
 def test_help_loads_nothing_heavy_and_is_quick() -> None:

@@ -18,9 +18,10 @@ from mmgen.evaluation.prompts import (
 )
 from mmgen.evaluation.sheets import sheet
 from mmgen.evaluation.storybook import evaluate, quick, shuffled, truth
+from mmgen.pipelines.vocabulary import unknown_words
 from mmgen.storybook.holdout import held_out_wording
 from mmgen.storybook.scene import Group
-from mmgen.storybook.vocabulary import unknown_words, words
+from mmgen.storybook.vocabulary import words
 
 ENTRIES = read_prompts()
 NAMES = {"cat", "car", "balloon", "house", "fish", "tree", "chair", "butterfly"}

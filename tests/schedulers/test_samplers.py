@@ -135,7 +135,8 @@ def test_noisy_samplers_draw_from_the_gaussian(name, schedule):
     assert float(last.x.std()) == pytest.approx(Counted.std, abs=0.02)
 
 
-def test_a_learned_variance_goes_before_a_fixed_one():
+@pytest.mark.parametrize(("fraction", "fixed"), [(-1, "small"), (1, "large")])
+def test_a_learned_variance_goes_before_a_fixed_one(fraction, fixed):
     schedule = SCHEDULES["linear"]
     exact = Counted(schedule)
 
@@ -144,11 +145,10 @@ def test_a_learned_variance_goes_before_a_fixed_one():
         return Prediction(exact(x_t, t, s).x0, torch.full_like(x_t, fraction, dtype=torch.bfloat16))
 
     x, times = torch.ones(1, 3, 4, 4), schedule.times(6)
-    for fraction, fixed in ((-1, "small"), (1, "large")):
-        learned = list(sampler("ddpm", variance="small")(denoise, x, times, schedule, Noise((1,))))
-        known = list(sampler("ddpm", variance=fixed)(exact, x, times, schedule, Noise((1,))))
-        for a, b in zip(learned, known, strict=True):
-            torch.testing.assert_close(a.x, b.x, atol=1e-5, rtol=1e-5)
+    learned = list(sampler("ddpm", variance="small")(denoise, x, times, schedule, Noise((1,))))
+    known = list(sampler("ddpm", variance=fixed)(exact, x, times, schedule, Noise((1,))))
+    for a, b in zip(learned, known, strict=True):
+        torch.testing.assert_close(a.x, b.x, atol=1e-5, rtol=1e-5)
 
 
 def test_the_table_has_every_name():
