@@ -9,7 +9,7 @@ PROMPT := two cats and a red balloon on the beach at sunset
 .PHONY: demo test check bench tree clean
 
 demo: $(VENV)/.installed
-	@echo "the picture: $$($(BIN)/mmgen generate "$(PROMPT)" --size 1024)"
+	@echo "the picture: $$($(BIN)/mmgen generate "$(PROMPT)" --size 1024 --seed 1)"
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --junit-xml=build/pytest.xml

@@ -39,7 +39,7 @@ class StageBars:
         self.title = title
         self.terminal = sys.stderr.isatty()
         self.stage = ""
-        self.started = 0.0
+        self.started = self.latest = time.monotonic()  # of the stage, and the end of its latest step
         self.bar: Any = None
 
     def __enter__(self) -> StageBars:
@@ -54,11 +54,12 @@ class StageBars:
         if step.stage != self.stage:
             self._end(finished=True)
             self._begin(step)
+        self.latest = time.monotonic()
         if self.bar is not None:
             self.bar.update()
 
     def _begin(self, step: Step) -> None:
-        self.stage, self.started = step.stage, time.monotonic()
+        self.stage, self.started = step.stage, self.latest
         if self.terminal:
             from tqdm import tqdm
 
@@ -69,7 +70,7 @@ class StageBars:
             self.bar.close()
             self.bar = None
         elif self.stage and finished:
-            note(f"{self.title} {self.stage}: {time.monotonic() - self.started:.1f} s")
+            note(f"{self.title} {self.stage}: {self.latest - self.started:.1f} s")
         self.stage = ""
 
 

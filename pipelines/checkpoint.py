@@ -28,8 +28,8 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """path -> {"sha256", "bytes"}. Raises ModelError if there is none, it is malformed, or a path leaves the folder."""
     manifest = read_json(folder / MANIFEST)
     files = manifest.get("files")
-    if not isinstance(files, dict) or not all(isinstance(e, dict) and "sha256" in e for e in files.values()):
-        raise ModelError(f"{folder.name}/{MANIFEST} is no manifest: it must hold 'files' with a sha256 each")
+    if not isinstance(files, dict) or not all(map(_is_entry, files.values())):
+        raise ModelError(f"{folder.name}/{MANIFEST} is no manifest: it must hold 'files' with sha256 and bytes each")
     for path in files:
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise ModelError(f"{folder.name}/{MANIFEST} names {path!r}, which leaves the folder")
@@ -50,7 +50,7 @@ def problems(folder: Path) -> list[str]:
         file = folder / path
         if not file.is_file():
             found.append(f"{path} is missing")
-        elif file.stat().st_size != entry.get("bytes", file.stat().st_size):
+        elif file.stat().st_size != entry["bytes"]:
             found.append(
                 f"{path} has {file.stat().st_size:,} bytes, not {entry['bytes']:,}: it is cut off or changed"
             )
@@ -81,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{name} is missing: the folder is no complete checkpoint") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{name} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ModelError(f"{name} must hold a JSON object")
@@ -97,9 +97,15 @@ def weight_header(path: Path) -> dict[str, dict[str, Any]]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-    except (OSError, ValueError, struct.error, AttributeError) as error:
+    except (OSError, ValueError, struct.error, AttributeError, RecursionError) as error:
         raise ModelError(f"{path.parent.name}/{path.name} is no safetensors file: {error}") from None
     return dict(header)
+
+
+def _is_entry(entry: object) -> bool:
+    return (
+        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
+    )
 
 
 def _entry(path: Path) -> dict[str, Any]:

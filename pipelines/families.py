@@ -17,7 +17,7 @@ SUPER_RES = StageSettings(steps=2, sampler="ddim", threshold="clip", noise_level
 class Family:
     """components: name -> (module, class) as model_index.json has them. join: components and index -> stages.
 
-    optional: components a folder may lack.
+    It raises ValueError if they do not fit each other. optional: components a folder may lack.
     """
 
     components: Mapping[str, tuple[str, str]]
@@ -32,7 +32,10 @@ def _storybook(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
     from mmgen.pipelines.super_res_stage import FACTOR, SuperResStage
     from mmgen.pipelines.text_stage import TextStage
 
-    embeds = bool(index["decoder_sees_image_embed"])
+    embeds = index.get("decoder_sees_image_embed")
+    if not isinstance(embeds, bool):
+        raise ValueError(f"decoder_sees_image_embed is {embeds!r} in the index: it must be true or false")
+    _check_widths(parts)
     stages: list[Any] = [TextStage(parts["text_encoder"])]
     if embeds:
         stages.append(PriorStage(parts["prior"], parts["dual_encoder"], PRIOR))
@@ -41,6 +44,22 @@ def _storybook(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
     for side in (FACTOR * size, FACTOR**2 * size):
         stages.append(SuperResStage(parts["super_res"], SUPER_RES, size=side))
     return stages
+
+
+def _check_widths(parts: Mapping[str, Any]) -> None:
+    text, image = parts["text_encoder"].width, parts["dual_encoder"].config.embed_dim
+    for part, name, width in (
+        ("dual_encoder", "text_dim", text),
+        ("prior", "text_dim", text),
+        ("prior", "pooled_dim", text),
+        ("prior", "embed_dim", image),
+        ("decoder", "text_dim", text),
+        ("decoder", "pooled_dim", text),
+        ("decoder", "image_dim", image),
+    ):
+        found = getattr(parts[part].config, name)
+        if found != width:
+            raise ValueError(f"{part} has {name} {found}, but the encoder before it gives {width}")
 
 
 FAMILIES: Mapping[str, Family] = {

@@ -35,6 +35,7 @@ from mmgen.pipelines.text_to_image import TextToImage
 GPU_BATCH = 16
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 VOCABULARY = "vocabulary.json"
+MAX_CONFIG_NUMBER = 16_384  # of widths, depths and sides: a wrong file must not build a billion layers
 
 
 def load(
@@ -54,8 +55,12 @@ def load(
     index = read_json(folder / INDEX)
     family = _family(index, folder)
     parts = {name: _component(folder, name, index, on, number) for name in family.components}
+    try:
+        stages = family.join(parts, index)
+    except ValueError as error:
+        raise ModelError(f"checkpoint {folder.name}: {error}") from None
     return TextToImage(
-        Cascade(family.join(parts, index)),
+        Cascade(stages),
         name=str(index.get("name", folder.name)),
         digest=digest(files),
         device=on,
@@ -148,9 +153,8 @@ def _component(
 ) -> Any:
     module, kind = index[name]
     if module == "transformers":
-        encoder = TextEncoder.load(
-            folder / name, folder / "tokenizer", layer=int(index.get("text_layer", -1)), dtype=dtype
-        )
+        layer = index.get("text_layer", -1)
+        encoder = TextEncoder.load(folder / name, folder / "tokenizer", layer=layer, dtype=dtype)
         _check_finite(name, encoder.model.state_dict())
         place(encoder.model, device, dtype)
         return encoder
@@ -161,9 +165,10 @@ def _network(folder: Path, network_class: Any) -> Any:
     """Built on the meta device, so that a wrong config allocates nothing, then given the file's tensors."""
     config = {k: v for k, v in read_json(folder / "config.json").items() if not k.startswith("_")}
     try:
+        _check_numbers(config)
         with torch.device("meta"):
             network = network_class(**config)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         raise ModelError(
             f"{folder.name}/config.json does not describe a {network_class.__name__}: {error}"
         ) from None
@@ -171,10 +176,16 @@ def _network(folder: Path, network_class: Any) -> Any:
     try:
         network.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
-        reason = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
-        raise ModelError(f"{folder.name}: the weights do not fit config.json: {reason[:300]}") from None
+        raise ModelError(f"{folder.name}: the weights do not fit config.json: {_line(error)}") from None
     _check_finite(folder.name, tensors)
     return network
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    for name, value in config.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not 0 <= number <= MAX_CONFIG_NUMBER:
+                raise ValueError(f"{name} is {value}, and no number may be above {MAX_CONFIG_NUMBER:,}")
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -182,6 +193,11 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path.parent.name}/{path.name} cannot be read: {error}") from None
+
+
+def _line(error: Exception) -> str:
+    """An error's text in one line that is not endless."""
+    return " ".join(str(error).split())[:300]
 
 
 def _check_finite(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -196,7 +212,7 @@ def _words(folder: Path) -> frozenset[str] | None:
         return None
     try:
         return frozenset(str(word) for word in json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{folder.name}/{VOCABULARY} cannot be read: {error}") from None
 
 

@@ -98,9 +98,11 @@ class TextToImage:
         given = dict(stages or {})
         if unknown := sorted(set(given) - set(self.stage_names)):
             raise UsageError(f"no stage {unknown[0]!r}: {self.name} has {', '.join(self.stage_names)}")
+        cascade = self.cascade.up_to(side)
+        _check_stages_run(given, cascade, side)
         resolved = {
             stage.name: given.get(stage.name, StageSettings()).with_defaults(stage.defaults)
-            for stage in self.cascade.up_to(side).stages
+            for stage in cascade.stages
         }
         return Request(
             prompts=tuple(prompts),
@@ -130,17 +132,13 @@ class TextToImage:
                 f"{self.digest[:12]}: the same picture cannot come of it. Clear model_digest to draw it anyway"
             )
         cascade = self.cascade.up_to(self._side(request.size))
-        if unknown := sorted(set(request.stages) - set(cascade.names)):
-            raise UsageError(
-                f"settings for stage {unknown[0]!r}, but at {request.size[0]} px only {', '.join(cascade.names)} run"
-            )
+        _check_stages_run(request.stages, cascade, request.size[0])
         images: list[Image] = []
         clock = _Clock(self.device)
         for pictures in _batches(request.pictures(), self.batch_size):
             prompts, seeds = zip(*pictures, strict=True)
             draft = Draft(prompts, request.negative_prompt)
-            with torch.inference_mode():
-                draft = yield from clock.watch(cascade.run(draft, request.stages, seeds))
+            draft = yield from clock.watch(cascade.run(draft, request.stages, seeds))
             assert draft.image is not None
             images += to_pil(draft.image)
         return Result(request, tuple(images), clock.records(), self._unknown(request.prompts))
@@ -168,6 +166,13 @@ class TextToImage:
         self._save(Path(folder))
 
 
+def _check_stages_run(stages: Iterable[str], cascade: Cascade, side: int) -> None:
+    if idle := sorted(set(stages) - set(cascade.names)):
+        raise UsageError(
+            f"settings for stage {idle[0]!r}, but at {side} px only {', '.join(cascade.names)} run"
+        )
+
+
 class _Clock:
     """Seconds, steps and peak memory of each stage, summed over batches."""
 
@@ -182,7 +187,9 @@ class _Clock:
         while True:
             started = time.perf_counter()
             try:
-                step = next(run)
+                # around one step and not around `yield`: the mode would stay on in whoever receives the step
+                with torch.inference_mode():
+                    step = next(run)
             except StopIteration as done:
                 draft: Draft = done.value
                 return draft

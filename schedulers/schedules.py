@@ -19,6 +19,7 @@ from torch import Tensor
 from mmgen.errors import ModelError, UsageError
 
 Spacing = Literal["leading", "linspace", "trailing"]
+MAX_TRAIN_STEPS = 100_000  # a hundred times what anyone trains with: a table that always fits
 
 
 class NoiseSchedule(Protocol):
@@ -189,12 +190,16 @@ class DiscreteSchedule:
 
 
 def linear_betas(count: int = 1000, start: float = 1e-4, end: float = 0.02) -> tuple[float, ...]:
-    """Source: Ho et al. 2020, arXiv:2006.11239, section 4 (and the defaults)."""
+    """Even in beta. Source: Ho et al. 2020, arXiv:2006.11239, section 4 (and the defaults)."""
+    _check_positive("start", start)
+    _check_positive("end", end)
     return tuple(torch.linspace(start, end, count, dtype=torch.float64).tolist())
 
 
 def scaled_linear_betas(count: int = 1000, start: float = 0.00085, end: float = 0.012) -> tuple[float, ...]:
     """Even in the square root of beta. Source: Rombach et al. 2022, arXiv:2112.10752, as published with its weights."""
+    _check_positive("start", start)
+    _check_positive("end", end)
     return tuple(beta**2 for beta in linear_betas(count, start**0.5, end**0.5))
 
 
@@ -212,6 +217,8 @@ def zero_terminal_snr(betas: tuple[float, ...]) -> tuple[float, ...]:
 
     Source: Lin et al. 2023, arXiv:2305.08891, algorithm 1.
     """
+    if not betas:
+        raise ValueError("betas must be numbers in (0, 1], at least one of them")
     root = torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0).sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     kept = root.square() / torch.cat([torch.ones_like(root[:1]), root[:-1].square()])
@@ -274,10 +281,10 @@ def from_diffusers_config(config: Mapping[str, Any]) -> NoiseSchedule:
             betas=_read_betas(config),
             spacing=_given(config, "timestep_spacing"),
             offset=int(config.get("steps_offset", 0)),
-            final_alpha_one=config.get("set_alpha_to_one", True)
+            final_alpha_one=bool(config.get("set_alpha_to_one", True))
             and config.get("final_sigmas_type") != "sigma_min",
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"scheduler config is not usable: {error}") from None
 
 
@@ -286,6 +293,10 @@ def _read_betas(config: Mapping[str, Any]) -> tuple[float, ...]:
         betas = tuple(float(beta) for beta in config["trained_betas"])
     else:
         name, count = _given(config, "beta_schedule"), int(_given(config, "num_train_timesteps"))
+        if not 1 <= count <= MAX_TRAIN_STEPS:
+            raise ModelError(
+                f"scheduler config has num_train_timesteps {count}: 1 to {MAX_TRAIN_STEPS} are supported"
+            )
         if name == "squaredcos_cap_v2":
             betas = cosine_betas(count)
         elif name in ("linear", "scaled_linear"):

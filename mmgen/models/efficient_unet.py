@@ -67,6 +67,11 @@ class EfficientUNet(ModelMixin, ConfigMixin):
         super().__init__()
         if not len(channels) == len(blocks) == len(attention):
             raise ValueError("channels, blocks and attention need one entry per resolution each")
+        grain = stem * 2 ** (len(channels) - 1)
+        if not channels or sample_size < 1 or sample_size % grain:
+            raise ValueError(f"sample_size is {sample_size}: it must be a multiple of {grain} for these channels and stem")
+        if not residual_scale > 0:
+            raise ValueError(f"residual_scale is {residual_scale}: it must be above 0")
         self.time = ScalarEmbedding(vector_dim)
         self.target_time = ScalarEmbedding(vector_dim, zero_init=True)
         self.guidance = ScalarEmbedding(vector_dim, zero_init=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,12 @@ from torch import Tensor
 
 from mmgen.conditioning import Conditioning
 from mmgen.errors import ModelError
+
+
+MAX_LAYERS = 1000
+MAX_WIDTH = 2**24
+# In published files, and not needed: heads of the pre-training, and indices that are computed.
+SPARE_TENSORS = ("pooler.", "cls.", "position_ids")
 
 
 class _Family(NamedTuple):
@@ -57,23 +64,35 @@ class TextEncoder:
     def load(
         cls, model_folder: Path, tokenizer_folder: Path | None = None, *, layer: int = -1, dtype: torch.dtype
     ) -> TextEncoder:
-        """Read an encoder from disk; nothing is fetched. Raises ModelError if the folder is of no known family."""
+        """Read an encoder from disk; nothing is fetched.
+
+        Raises ModelError if the folder is of no known family, cannot be read, or has tensors too few or too many.
+        """
         import transformers
 
-        try:
-            config = json.loads((model_folder / "config.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{model_folder.name}/config.json cannot be read: {error}") from None
-        kind = config.get("model_type")
-        if kind not in FAMILIES:
-            raise ModelError(f"text encoder of type {kind!r}: mmgen knows {', '.join(FAMILIES)}")
-        model_class = getattr(transformers, FAMILIES[kind].class_name)
-        model = model_class.from_pretrained(
-            model_folder, local_files_only=True, use_safetensors=True, dtype=dtype, **FAMILIES[kind].options
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            tokenizer_folder or model_folder, local_files_only=True, trust_remote_code=False
-        )
+        config = _config(model_folder)
+        family = FAMILIES[config["model_type"]]
+        model_class = getattr(transformers, family.class_name)
+        with _quiet():
+            try:
+                model, info = model_class.from_pretrained(
+                    model_folder,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    dtype=dtype,
+                    output_loading_info=True,
+                    **family.options,
+                )
+            # transformers has no error of its own, and a wrong folder raises anything from KeyError to SafetensorError
+            except Exception as error:  # noqa: BLE001
+                raise ModelError(f"{model_folder.name} cannot be read: {_line(error)}") from None
+            tokenizer = _tokenizer(tokenizer_folder or model_folder)
+        _check_loaded(model_folder.name, info)
+        if len(tokenizer) > model.config.vocab_size:
+            raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, {model_folder.name} only {model.config.vocab_size}")
+        depth = model.config.num_hidden_layers
+        if isinstance(layer, bool) or not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
+            raise ModelError(f"text_layer is {layer!r}: {model_folder.name} has layers 0 to {depth}")
         return cls(model, tokenizer, layer=layer)
 
     @property
@@ -97,3 +116,63 @@ class TextEncoder:
         mask = tokens["attention_mask"].bool()
         pooled = self._pool(output.last_hidden_state, mask, output)
         return Conditioning(text=output.hidden_states[self.layer], text_mask=mask, pooled=pooled)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    name = f"{folder.name}/config.json"
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{name} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{name} must hold a JSON object")
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ModelError(f"{name} is of type {kind!r}: mmgen knows {', '.join(FAMILIES)}")
+    for key, value in config.items():
+        most = MAX_LAYERS if "layers" in key else MAX_WIDTH
+        if isinstance(value, int) and value > most and "position" not in key:
+            raise ModelError(f"{name}: {key} is {value}, and at most {most:,} can be meant")
+    return config
+
+
+def _tokenizer(folder: Path) -> Any:
+    import transformers
+
+    # without this check the tokenizer's class would start with an empty vocabulary
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")):
+        raise ModelError(f"{folder.name} holds no tokenizer: it needs tokenizer.json or a vocabulary")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - as above; the tokenizers library raises bare Exception
+        raise ModelError(f"{folder.name} cannot be read as a tokenizer: {_line(error)}") from None
+
+
+def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
+    """transformers draws missing tensors at random and says so in a log line: here it is an error."""
+    spare = [key for key in info["unexpected_keys"] if not any(part in key for part in SPARE_TENSORS)]
+    wrong = {"lack": info["missing_keys"], "have the wrong shape for": info["mismatched_keys"], "hold also": spare}
+    for what, keys in wrong.items():
+        if keys:
+            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
+            raise ModelError(f"{name}: the weights {what} {', '.join(names[:3])}: they do not fit config.json")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without its progress bar and its load reports."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmgen.storybook.sprites import SpriteBank
 
 Images = NDArray[np.uint8]
+CROPS_PER_SCENE = 4  # drawing a large sprite costs more than learning from a crop of it
 _CROPS = 0x63726F70  # a stream of its own beside the scenes'
 
 
@@ -53,8 +54,9 @@ def crop_pair(
         raise ValueError(f"crops of {side} px do not fit pictures of {px} px: lower n or factor")
     rng = np.random.default_rng((seed, index, _CROPS))
     hi = np.empty((count, side, side, 3), np.uint8)
-    for image in hi:
-        scene = sample_scene(rng)
+    for i, image in enumerate(hi):
+        if i % CROPS_PER_SCENE == 0:
+            scene = sample_scene(rng)
         image[:] = render_window(scene, px, _window(rng, scene, px, side, factor), bank)
     mean = hi.reshape(count, n, factor, n, factor, 3).mean(axis=(2, 4), dtype=np.float32)
     lo = (mean + 0.5).astype(np.uint8)

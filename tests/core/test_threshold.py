@@ -28,7 +28,7 @@ def reference(x0: torch.Tensor, percentile: float, cap: float | None) -> np.ndar
 
 
 @given(x0=pictures, percentile=st.floats(0.01, 1.0), cap=st.none() | st.floats(1, 10))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_equals_the_float64_reference(x0, percentile, cap):
     ours = dynamic_threshold(x0, percentile, cap)
     assert ours.shape == x0.shape
@@ -40,14 +40,15 @@ def test_equals_the_float64_reference(x0, percentile, cap):
 @pytest.mark.parametrize("percentile", [0.5, 0.95, 0.995, 1.0])
 def test_equals_torch_quantile_on_a_real_size(percentile):
     x0 = 2 * torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    scale = torch.quantile(x0.abs().flatten(1), percentile, dim=1).clamp(min=1).reshape(-1, 1, 1, 1)
-    torch.testing.assert_close(
-        dynamic_threshold(x0, percentile), x0.clamp(-scale, scale) / scale, atol=1e-6, rtol=0
-    )
+    # In float64: in float32 torch.quantile rounds the place itself, which of 12,288 values shows in the sixth digit.
+    wide = x0.double()
+    scale = torch.quantile(wide.abs().flatten(1), percentile, dim=1).clamp(min=1).reshape(-1, 1, 1, 1)
+    expected = wide.clamp(-scale, scale) / scale
+    torch.testing.assert_close(dynamic_threshold(x0, percentile).double(), expected, atol=1e-6, rtol=0)
 
 
 @given(x0=pictures)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_pictures_inside_are_unchanged(x0):
     inside = x0 / 20
     for limit in (dynamic_threshold, static_clip, unchanged):
@@ -55,7 +56,7 @@ def test_pictures_inside_are_unchanged(x0):
 
 
 @given(x0=pictures, percentile=st.floats(0.01, 1.0))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_picture_does_not_depend_on_its_batch(x0, percentile):
     together = dynamic_threshold(x0, percentile)
     for i in range(len(x0)):
@@ -105,5 +106,5 @@ def test_impossible_settings_are_refused(percentile, cap):
         lambda: threshold.make(percentile, cap),
         lambda: dynamic_threshold(torch.ones(1, 2), percentile, cap),
     ):
-        with pytest.raises(ValueError, match="percentile is|cap is"):
+        with pytest.raises(ValueError, match=r"percentile is|cap is"):
             attempt()

@@ -18,7 +18,7 @@ def truth(count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("kind", ["eps", "v", "x0", "flow", "learned-range"])
 @given(place=st.floats(0.02, 0.98))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_every_output_gives_the_picture_back(name, kind, place):
     x0, eps = truth()
     times = schedule(name).times(20)

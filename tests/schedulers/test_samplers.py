@@ -185,7 +185,7 @@ unit = st.floats(0.0, 1.0)
 
 
 @given(t=unit, s=unit, eta=unit)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_noise_left_is_the_levels_own(t, s, eta):
     """Kept and fresh noise add up to sigma_s, and at eta 1 DDIM is DDPM: as properties of the coefficients."""
     t, s = max(t, s), min(t, s)

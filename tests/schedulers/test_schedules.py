@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import math
 
@@ -36,7 +37,7 @@ STABLE_DIFFUSION = {
 
 @every_schedule
 @given(steps=st.integers(1, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_times_fall_from_noise_to_data(name, steps):
     made = schedule(name)
     times = made.times(steps)
@@ -69,10 +70,8 @@ def test_no_steps_are_refused(name, steps):
         schedule(name).times(steps)
 
 
-@every_schedule
+@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"flow", "karras"}))
 def test_variance_preserving_ones_preserve_it(name):
-    if name in ("flow", "karras"):
-        pytest.skip("these are not variance preserving")
     t = schedule(name).times(50)
     square = schedule(name).alpha(t) ** 2 + schedule(name).sigma(t) ** 2
     torch.testing.assert_close(square, torch.ones_like(t), atol=1e-12, rtol=0)
@@ -124,7 +123,7 @@ def test_between_training_steps_the_level_lies_between():
 
 def test_too_many_steps_are_refused():
     for made in (schedule("linear"), from_diffusers_config(STABLE_DIFFUSION)):
-        with pytest.raises(UsageError, match="were? trained with 1000|was trained with 1000"):
+        with pytest.raises(UsageError, match="this model was trained with 1000"):
             made.times(1001)
     with pytest.raises(UsageError):
         from_diffusers_config(STABLE_DIFFUSION).times(1000)
@@ -158,7 +157,7 @@ def test_unknown_names_and_shifts_are_refused():
     ],
 )
 def test_impossible_constants_are_refused(make):
-    with pytest.raises(ValueError, match="must|no spacing"):
+    with pytest.raises(ValueError, match=r"must|no spacing"):
         make()
 
 
@@ -186,7 +185,10 @@ def test_a_config_is_read_whole():
         ({"beta_end": "high"}, "high"),
         ({"beta_end": 7}, "betas must be"),
         ({"num_train_timesteps": None}, "no 'num_train_timesteps'"),
-        ({"num_train_timesteps": 0}, "betas must be"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps 0"),
+        ({"num_train_timesteps": 10**12}, "num_train_timesteps 1000000000000"),
+        ({"trained_betas": [], "rescale_betas_zero_snr": True}, "betas must be"),
+        ({"trained_betas": [10**400]}, "not usable"),
         ({"trained_betas": 5}, "not usable"),
         ({"use_karras_sigmas": True}, "use_karras_sigmas=True"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "no 'shift'"),
@@ -209,12 +211,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from([*STABLE_DIFFUSION, "shift", "rescale_betas_zero_snr"]), json_values))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_nonsense_in_a_config_is_a_model_error(change):
-    # A table of that many entries is sense, only slow.
-    if isinstance(change.get("num_train_timesteps"), int | float):
-        change["num_train_timesteps"] = 10
-    try:
+    with contextlib.suppress(ModelError):
         from_diffusers_config({**STABLE_DIFFUSION, **change})
-    except ModelError as error:
-        assert "\n" not in str(error)

@@ -24,7 +24,7 @@ from mmgen.storybook.scenes import compose, horizon
 from mmgen.storybook.vocabulary import split_words
 
 SCENES = data.scenes(1, 0, 4000)
-STREAM = int(os.environ.get("MMGEN_LEAK_STREAM", "100_000"))  # a million: MMGEN_LEAK_STREAM=1000000
+STREAM = int(os.environ.get("MMGEN_LEAK_STREAM", "1_000_000"))  # scenes; fewer for a quick look
 
 
 def test_items_stay_inside_and_apart():

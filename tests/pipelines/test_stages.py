@@ -1,0 +1,177 @@
+"""The chain and its stages: what they need and give, and what guidance asks a network for."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from mmgen.conditioning import Conditioning
+from mmgen.errors import UsageError
+from mmgen.noise import Noise
+from mmgen.pipelines.cascade import Cascade
+from mmgen.pipelines.decoder_stage import DecoderStage
+from mmgen.pipelines.denoiser import make_denoiser
+from mmgen.pipelines.prior_stage import guided_pair
+from mmgen.pipelines.stage import Draft
+from mmgen.pipelines.super_res_stage import enlarge
+from mmgen.pipelines.text_to_image import TextToImage
+from mmgen.schedulers.samplers import Step
+from mmgen.types import StageSettings
+
+HALF = torch.tensor(0.5, dtype=torch.float64)
+
+
+def stage(pipe: TextToImage, name: str) -> Any:
+    return next(s for s in pipe.cascade.stages if s.name == name)
+
+
+def finish(run: Generator[Step, None, Draft]) -> Draft:
+    while True:
+        try:
+            next(run)
+        except StopIteration as done:
+            return done.value
+
+
+@pytest.fixture(scope="module")
+def told(pipe: TextToImage) -> Draft:
+    """Two prompts with a negative one, up to the image embedding."""
+    draft = Draft(("a red cat", "two dogs on the beach at night"), "a blue house")
+    for name in ("text", "prior"):
+        draft = finish(stage(pipe, name).run(draft, StageSettings(), Noise([1, 2], name)))
+    return draft
+
+
+def test_a_chain_that_lacks_a_part_says_which(pipe: TextToImage) -> None:
+    text, decoder = stage(pipe, "text"), stage(pipe, "decoder")
+    with pytest.raises(UsageError, match=r"stage 'decoder' needs image_embed, .* only prompts, text"):
+        Cascade([text, decoder])
+    with pytest.raises(UsageError, match="stage 'super-res-64' needs image"):
+        Cascade([stage(pipe, "super-res-64")])
+    blind = DecoderStage(decoder.network, decoder.defaults, uses_image_embed=False)
+    assert Cascade([text, blind]).sizes == (16,)
+
+
+def test_two_stages_of_one_name_are_refused(pipe: TextToImage) -> None:
+    with pytest.raises(UsageError, match="one name: text, text"):
+        Cascade([stage(pipe, "text"), stage(pipe, "text")])
+
+
+def test_up_to_ends_the_chain_at_a_size(pipe: TextToImage) -> None:
+    assert pipe.cascade.up_to(64).names == ("text", "prior", "decoder", "super-res-64")
+    with pytest.raises(UsageError, match="no stage gives pictures of 32 px: choose 16 or 64 or 256"):
+        pipe.cascade.up_to(32)
+
+
+def test_a_stage_adds_its_own_field_and_keeps_the_others(pipe: TextToImage, told: Draft) -> None:
+    assert told.text is not None
+    assert told.negative is not None
+    assert told.text.text is not None
+    assert told.negative.text is not None
+    assert told.negative.text.shape == told.text.text.shape == (2, 8, 32)
+    assert told.image_embed is not None
+    torch.testing.assert_close(told.image_embed.norm(dim=1), torch.ones(2))
+    small = finish(stage(pipe, "decoder").run(told, StageSettings(steps=1), Noise([1, 2], "decoder")))
+    assert small.image is not None
+    assert small.image.shape == (2, 3, 16, 16)
+    assert small.image.abs().max() <= 1
+    assert small.image_embed is told.image_embed
+
+
+def test_the_prior_keeps_the_candidate_that_fits_the_text_better(pipe: TextToImage, told: Draft) -> None:
+    prior = stage(pipe, "prior")
+    steps = list(prior.run(told, StageSettings(steps=2), Noise([1, 2], "prior")))
+    ends = [torch.nn.functional.normalize(step.x, dim=1) for step in steps if step.index % 2 == 0]
+    best = finish(prior.run(told, StageSettings(steps=2), Noise([1, 2], "prior"))).image_embed
+    assert best is not None
+    with torch.no_grad():
+        text = prior.dual.text_embed(told.text)
+    fits = torch.stack([(end * text).sum(1) for end in ends])
+    assert (fits[0] != fits[1]).all()
+    torch.testing.assert_close((best * text).sum(1), fits.max(0).values)
+
+
+def test_guidance_one_is_the_conditional_branch_exactly(pipe: TextToImage, told: Draft) -> None:
+    assert told.text is not None
+    network = stage(pipe, "decoder").network
+    cond, null = guided_pair(told.text, None)
+    x = Noise([1, 2]).draw((3, 16, 16))
+
+    def x0(other: Conditioning | None, **settings: Any) -> torch.Tensor:
+        return make_denoiser(network, cond, other, StageSettings(**settings), stage="decoder")(x, HALF, HALF).x0
+
+    alone = x0(None)
+    assert torch.equal(x0(null, guidance_scale=1), alone)
+    assert torch.equal(x0(None, guidance_scale=4), alone)
+    assert torch.equal(x0(null, guidance_scale=4, guidance_interval=(0.6, 0.9)), alone)
+    assert not torch.allclose(x0(null, guidance_scale=4), alone, atol=1e-3)
+
+
+def test_guidance_mixes_the_two_branches(pipe: TextToImage, told: Draft) -> None:
+    assert told.text is not None
+    network = stage(pipe, "decoder").network
+    cond, null = guided_pair(told.text, None)
+    x = Noise([1, 2]).draw((3, 16, 16))
+
+    def x0(first: Conditioning, other: Conditioning | None, scale: float) -> torch.Tensor:
+        settings = StageSettings(guidance_scale=scale)
+        return make_denoiser(network, first, other, settings, stage="decoder")(x, HALF, HALF).x0
+
+    with_text, without = x0(cond, None, 1), x0(null, None, 1)
+    expected = without + 3 * (with_text - without)
+    torch.testing.assert_close(x0(cond, null, 3), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_null_is_the_same_for_every_prompt_and_the_negative_is_not_it(told: Draft) -> None:
+    assert told.text is not None
+    assert told.negative is not None
+    cond, null = guided_pair(told.text, None)
+    assert cond.drop_text is not None
+    assert null.drop_text is not None
+    assert not cond.drop_text.any()
+    assert null.drop_text.all()
+    _, negative = guided_pair(told.text, told.negative)
+    assert negative.text is told.negative.text
+    assert negative.drop_text is not None
+    assert not negative.drop_text.any()
+
+
+def test_the_decoder_sees_the_image_embedding(pipe: TextToImage, told: Draft) -> None:
+    assert told.image_embed is not None
+    decoder = stage(pipe, "decoder")
+
+    def drawn(draft: Draft, *, embeds: bool = True) -> torch.Tensor:
+        one = DecoderStage(decoder.network, decoder.defaults, uses_image_embed=embeds)
+        image = finish(one.run(draft, StageSettings(steps=2), Noise([1, 2], "decoder"))).image
+        assert image is not None
+        return image
+
+    other = replace(told, image_embed=-told.image_embed)
+    assert not torch.allclose(drawn(told), drawn(other), atol=1e-2)
+    assert torch.equal(drawn(told, embeds=False), drawn(other, embeds=False))
+
+
+def test_super_resolution_keeps_the_picture_and_obeys_its_noise_level(pipe: TextToImage) -> None:
+    network = stage(pipe, "super-res-64")
+    image = enlarge(Noise([3]).draw((3, 4, 4))).clamp(-0.9, 0.9)
+    draft = Draft(("a cat",), image=image)
+
+    def drawn(level: float) -> torch.Tensor:
+        out = finish(network.run(draft, StageSettings(steps=1, noise_level=level), Noise([3], network.name))).image
+        assert out is not None
+        return out
+
+    assert drawn(0).shape == (1, 3, 64, 64)
+    assert drawn(0).abs().max() <= 1
+    assert (drawn(0) - enlarge(image)).abs().mean() < 0.5  # a residual, not another picture
+    assert not torch.equal(drawn(0), drawn(0.3))
+
+
+@pytest.mark.parametrize("name", ["prior", "decoder", "super-res-64"])
+def test_a_stage_without_its_input_says_so(pipe: TextToImage, name: str) -> None:
+    with pytest.raises(ValueError, match="needs"):
+        finish(stage(pipe, name).run(Draft(("a cat",)), StageSettings(), Noise([1], name)))
