@@ -216,8 +216,6 @@ def check_prompt(prompt: str, what: str = "prompt", may_be_empty: bool = False) 
         raise UsageError(f"the {what} is {prompt!r}: give text")
     if len(prompt) > MAX_PROMPT_CHARS:
         raise UsageError(f"the {what} has {len(prompt):,} characters: at most {MAX_PROMPT_CHARS:,} are read")
-    if any("\ud800" <= c <= "\udfff" for c in prompt):
-        raise UsageError(f"the {what} is no valid text: it holds half of a character pair")
     if "\0" in prompt:
         raise UsageError(f"the {what} holds a NUL character: take it out")
     if any("\ud800" <= c <= "\udfff" for c in prompt):

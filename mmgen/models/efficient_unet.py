@@ -69,7 +69,9 @@ class EfficientUNet(ModelMixin, ConfigMixin):
             raise ValueError("channels, blocks and attention need one entry per resolution each")
         grain = stem * 2 ** (len(channels) - 1)
         if not channels or sample_size < 1 or sample_size % grain:
-            raise ValueError(f"sample_size is {sample_size}: it must be a multiple of {grain} for these channels and stem")
+            raise ValueError(
+                f"sample_size is {sample_size}: it must be a multiple of {grain} for these channels and stem"
+            )
         if not residual_scale > 0:
             raise ValueError(f"residual_scale is {residual_scale}: it must be above 0")
         self.time = ScalarEmbedding(vector_dim)

@@ -14,7 +14,6 @@ from torch import Tensor
 from mmgen.conditioning import Conditioning
 from mmgen.errors import ModelError
 
-
 MAX_LAYERS = 1000
 MAX_WIDTH = 2**24
 # In published files, and not needed: heads of the pre-training, and indices that are computed.
@@ -89,7 +88,9 @@ class TextEncoder:
             tokenizer = _tokenizer(tokenizer_folder or model_folder)
         _check_loaded(model_folder.name, info)
         if len(tokenizer) > model.config.vocab_size:
-            raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, {model_folder.name} only {model.config.vocab_size}")
+            raise ModelError(
+                f"the tokenizer has {len(tokenizer)} tokens, {model_folder.name} only {model.config.vocab_size}"
+            )
         depth = model.config.num_hidden_layers
         if isinstance(layer, bool) or not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
             raise ModelError(f"text_layer is {layer!r}: {model_folder.name} has layers 0 to {depth}")
@@ -140,10 +141,14 @@ def _tokenizer(folder: Path) -> Any:
     import transformers
 
     # without this check the tokenizer's class would start with an empty vocabulary
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")):
+    if not any(
+        (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+    ):
         raise ModelError(f"{folder.name} holds no tokenizer: it needs tokenizer.json or a vocabulary")
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # noqa: BLE001 - as above; the tokenizers library raises bare Exception
         raise ModelError(f"{folder.name} cannot be read as a tokenizer: {_line(error)}") from None
 
@@ -151,11 +156,17 @@ def _tokenizer(folder: Path) -> Any:
 def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
     """transformers draws missing tensors at random and says so in a log line: here it is an error."""
     spare = [key for key in info["unexpected_keys"] if not any(part in key for part in SPARE_TENSORS)]
-    wrong = {"lack": info["missing_keys"], "have the wrong shape for": info["mismatched_keys"], "hold also": spare}
+    wrong = {
+        "lack": info["missing_keys"],
+        "have the wrong shape for": info["mismatched_keys"],
+        "hold also": spare,
+    }
     for what, keys in wrong.items():
         if keys:
             names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
-            raise ModelError(f"{name}: the weights {what} {', '.join(names[:3])}: they do not fit config.json")
+            raise ModelError(
+                f"{name}: the weights {what} {', '.join(names[:3])}: they do not fit config.json"
+            )
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def _captioned(folder: Path) -> list[tuple[Path, str]]:
         text = path.with_suffix(".txt")
         caption = listed.get(path.relative_to(folder).as_posix())
         if caption is None and text.is_file():
-            caption = text.read_text("utf-8").strip()
+            caption = _read(text).strip()
         if not caption:
             raise UsageError(f"{path.name} has no caption: put it into {text.name} or into metadata.jsonl")
         items.append((path, caption))
@@ -115,7 +115,7 @@ def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     captions = {}
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
+    for number, line in enumerate(_read(path).split("\n"), start=1):
         if line.strip():
             try:
                 entry = json.loads(line)
@@ -127,11 +127,19 @@ def _metadata(path: Path) -> dict[str, str]:
     return captions
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path.name} cannot be read as text: {error}") from None
+
+
 def _square(path: Path, px: int) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
-    except OSError as error:
+    # Pillow also raises SyntaxError and ValueError for broken files, and its own error for pictures that are too large
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f"{path.name} cannot be read as a picture: {error}") from None
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmgen.conditioning import Conditioning, concat
 from mmgen.models.text import TextEncoder
 from mmgen.noise import Noise
+from mmgen.pipelines.decoder_stage import DecoderStage
+from mmgen.pipelines.families import DECODER, SUPER_RES
+from mmgen.pipelines.stage import Draft, Stage
+from mmgen.pipelines.super_res_stage import FACTOR, SuperResStage, enlarge
 from mmgen.training.data import Source
 
 PROMPTS = (
@@ -29,56 +31,33 @@ PROMPTS = (
 )  # fmt: skip
 
 
-@torch.no_grad()
-def draw(network: Any, text: TextEncoder, prompts: list[str], seeds: list[int], steps: int = 16) -> Tensor:
-    """[B, 3, S, S] in [-1, 1], by the guided decoder alone."""
-    size, count = network.config.sample_size, len(prompts)
-    device = next(network.parameters()).device
-    words = text.encode(prompts)
-    drop = torch.tensor([False] * count + [True] * count, device=device)
-    both = concat([Conditioning(text=words.text, text_mask=words.text_mask, pooled=words.pooled)] * 2)
-    cond = Conditioning(text=both.text, text_mask=both.text_mask, pooled=both.pooled, drop_text=drop)
-    times = torch.linspace(1, 0, steps + 1)
-    with torch.autocast(device.type, torch.bfloat16):
-        prepared = network.prepare(cond)
-        x = Noise(seeds, "decoder").draw((3, size, size)).to(device)
-        for t, s in pairwise(times):
-            x0 = network(x.repeat(2, 1, 1, 1), t.expand(2 * count).to(device), prepared).float()
-            with_text, without = x0.chunk(2)
-            x0 = (without + 3.0 * (with_text - without)).clamp(-1, 1)
-            x = x0 + (x - x0) * (s / t).to(device)
-    return x
-
-
 def decoder_sheet(network: Any, text: TextEncoder, path: Path) -> None:
-    """The 32 fixed prompts at seed 0, four rows of eight."""
-    _save(draw(network, text, list(PROMPTS), [0] * len(PROMPTS)), path, columns=8, scale=2)
+    """The 32 fixed prompts at seed 0, four rows of eight, by the decoder alone."""
+    stage = DecoderStage(network, DECODER, uses_image_embed=False)
+    draft = Draft(PROMPTS, text=text.encode(PROMPTS))
+    _save(_draw(stage, draft, network), path, columns=8, scale=2)
+
+
+def super_res_sheet(network: Any, source: Source, path: Path) -> None:
+    """Six pictures: enlarged without the network, by it, and the truth."""
+    size = network.config.sample_size
+    truth = source.batch(10**9, 6, size).pixels.to(next(network.parameters()).device)
+    low = torch.nn.functional.avg_pool2d(truth, FACTOR)
+    drawn = _draw(SuperResStage(network, SUPER_RES, size=size), Draft(("",) * 6, image=low), network)
+    _save(torch.cat([enlarge(low), drawn, truth]), path, columns=6, scale=1)
 
 
 @torch.no_grad()
-def super_res_sheet(network: Any, source: Source, path: Path) -> None:
-    """Crops at both scales: enlarged without the network, by it in two steps, and the truth."""
-    from mmgen.training.recipes import enlarge
-
-    rows = []
-    device = next(network.parameters()).device
-    for source_size in (64, 256):
-        truth = source.crops(10**9, 6, 128, source_size).to(device)
-        low_res = enlarge(torch.nn.functional.avg_pool2d(truth, 4))
-        level = torch.full((6,), 0.05, device=device)
-        cond = Conditioning(
-            low_res=low_res,
-            noise_level=level,
-            source_size=torch.full((6,), float(source_size), device=device),
-        )
-        with torch.autocast(device.type, torch.bfloat16):
-            prepared = network.prepare(cond)
-            r = Noise(range(6), "super-res").draw((3, 128, 128)).to(device)
-            for t, s in ((1.0, 0.5), (0.5, 0.0)):
-                r0 = network(r, torch.full((6,), t, device=device), prepared).float()
-                r = r0 + (r - r0) * (s / t)
-        rows += [low_res, (low_res + network.config.residual_scale * r).clamp(-1, 1), truth]
-    _save(torch.cat(rows), path, columns=6, scale=1)
+def _draw(stage: Stage, draft: Draft, network: Any) -> Tensor:
+    """[B, 3, H, W] in [-1, 1], all at seed 0."""
+    run = stage.run(draft, stage.defaults, Noise([0] * len(draft.prompts), stage.name))
+    with torch.autocast(next(network.parameters()).device.type, torch.bfloat16):
+        while True:
+            try:
+                next(run)
+            except StopIteration as done:
+                image: Tensor = done.value.image
+                return image
 
 
 def _save(pixels: Tensor, path: Path, *, columns: int, scale: int) -> None:

@@ -132,6 +132,7 @@ class _Run:
         from accelerate import Accelerator
 
         self.recipe, self.out = recipe, out
+        _recover(out)
         if (out / "checkpoint").is_dir() != resume:
             raise UsageError(
                 f"{out.name} holds no run to resume"
@@ -226,6 +227,23 @@ class _Run:
         network.load_state_dict(load_file(folder / "network.safetensors"))
         self.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
         _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
+
+
+def _recover(out: Path) -> None:
+    """Finish what a run that was killed between the two renames of `save` had begun."""
+    if (out / "checkpoint").exists():
+        return
+    # state.json is written last; before the very first checkpoint it may be cut off
+    new, old = out / "checkpoint-new", out / "checkpoint-old"
+    if old.is_dir() or _is_json(new / "state.json"):
+        os.replace(new if _is_json(new / "state.json") else old, out / "checkpoint")
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text("utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def save_network(network: Any, folder: Path) -> None:

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.checkpoints import write_tiny
 
 import mmgen
 from mmgen.pipelines.text_to_image import TextToImage
+from tests.checkpoints import write_tiny
 
 
 @pytest.fixture(scope="session")

@@ -234,9 +234,8 @@ def test_absurd_sizes_allocate_nothing(tiny_copy: Path, part: str, field: str, v
 
 
 def test_parts_that_do_not_fit_each_other(tiny_copy: Path) -> None:
-    from tests.checkpoints import awake
-
     from mmgen.models.prior import DiffusionPrior
+    from tests.checkpoints import awake
 
     shutil.rmtree(tiny_copy / "prior")
     wide = awake(lambda: DiffusionPrior(embed_dim=24, text_dim=32, pooled_dim=32, width=32, layers=1, heads=2))
@@ -298,7 +297,7 @@ def test_a_manifest_that_leaves_the_folder(tiny_copy: Path, path: str) -> None:
     ("field", "value", "says"),
     [
         ("family", "karlo", "of family 'karlo': mmgen knows storybook"),
-        ("family", None, "of family None"),
+        ("family", None, "of family"),
         ("family", ["storybook"], "of family"),
         ("decoder", ["os", "system"], "component 'decoder' is"),
         ("decoder", None, "component 'decoder' is None"),

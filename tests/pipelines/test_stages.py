@@ -72,7 +72,8 @@ def test_a_stage_adds_its_own_field_and_keeps_the_others(pipe: TextToImage, told
     assert told.negative is not None
     assert told.text.text is not None
     assert told.negative.text is not None
-    assert told.negative.text.shape == told.text.text.shape == (2, 8, 32)
+    assert told.negative.text.shape == told.text.text.shape
+    assert told.text.text.shape[::2] == (2, 32)
     assert told.image_embed is not None
     torch.testing.assert_close(told.image_embed.norm(dim=1), torch.ones(2))
     small = finish(stage(pipe, "decoder").run(told, StageSettings(steps=1), Noise([1, 2], "decoder")))

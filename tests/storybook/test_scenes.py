@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mmgen.pipelines.vocabulary import split_words
 from mmgen.storybook import data
 from mmgen.storybook.catalogue import COLOURS, SPRITES
 from mmgen.storybook.holdout import (
@@ -21,7 +22,6 @@ from mmgen.storybook.holdout import (
 )
 from mmgen.storybook.scene import GRID, Group, Item, Scene
 from mmgen.storybook.scenes import compose, horizon
-from mmgen.storybook.vocabulary import split_words
 
 SCENES = data.scenes(1, 0, 4000)
 STREAM = int(os.environ.get("MMGEN_LEAK_STREAM", "1_000_000"))  # scenes; fewer for a quick look

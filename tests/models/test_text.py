@@ -1,0 +1,198 @@
+"""Frozen text encoders from folders that are made here: BERT, CLIP and T5."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from mmgen.errors import ModelError
+from mmgen.models.text import TextEncoder
+from tests.checkpoints import LETTERS, WORDS, word_pieces, write_bert
+
+TEXTS = ["a cat", "two red dogs on the beach at night"]
+
+
+def write_clip(folder: Path, kind: str = "CLIPTextModel") -> Path:
+    """Words are spelled in letters: there are no merges."""
+    pieces = [*LETTERS, *(f"{c}</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(pieces), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=40, projection_dim=24, bos_token_id=len(pieces) - 2, eos_token_id=len(pieces) - 1,
+        pad_token_id=len(pieces) - 1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    if kind == "CLIPTextModel":
+        transformers.CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    else:
+        vision = transformers.CLIPVisionConfig(
+            hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+        )
+        both = transformers.CLIPConfig(text_config=config.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
+        transformers.CLIPModel(both).save_pretrained(folder / "text_encoder")
+    tokenizer = transformers.CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def write_t5(folder: Path) -> Path:
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *LETTERS, *(f"▁{word}" for word in WORDS)]
+    config = transformers.T5Config(
+        vocab_size=len(pieces), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0
+    )
+    torch.manual_seed(0)
+    transformers.T5EncoderModel(config).save_pretrained(folder / "text_encoder")
+    scores = [(piece, -float(i)) for i, piece in enumerate(pieces)]
+    transformers.T5Tokenizer(vocab=scores, extra_ids=0).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], Path], int]] = {
+    "bert": (write_bert, 32),
+    "clip_text_model": (write_clip, 32),
+    "clip": (lambda folder: write_clip(folder, "CLIPModel"), 24),
+    "t5": (write_t5, 32),
+}
+
+
+def load(folder: Path, **options: int) -> TextEncoder:
+    return TextEncoder.load(folder / "text_encoder", folder / "tokenizer", dtype=torch.float32, **options)
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_an_encoder_gives_states_mask_and_pooled(kind: str, tmp_path: Path) -> None:
+    write, pooled = FOLDERS[kind]
+    encoder = load(write(tmp_path))
+    words = encoder.encode(TEXTS)
+    assert words.text is not None
+    assert words.text_mask is not None
+    assert words.pooled is not None
+    length = int(words.text_mask.sum(1).max())
+    assert words.text.shape == (2, length, encoder.width)
+    assert words.text_mask.shape == (2, length)
+    assert words.text_mask.dtype == torch.bool
+    assert words.pooled.shape == (2, pooled)
+    assert words.text_mask[1].all()
+    assert not words.text_mask[0].all()
+    assert not words.text.requires_grad
+    assert not torch.allclose(words.pooled[0], words.pooled[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_text_does_not_depend_on_its_neighbours(kind: str, tmp_path: Path) -> None:
+    encoder = load(FOLDERS[kind][0](tmp_path))
+    alone, together = encoder.encode(TEXTS[:1]), encoder.encode(TEXTS)
+    assert alone.text is not None
+    assert together.text is not None
+    assert alone.pooled is not None
+    assert together.pooled is not None
+    count = alone.text.shape[1]
+    torch.testing.assert_close(together.text[:1, :count], alone.text, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.pooled[:1], alone.pooled, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_text_that_is_too_long_is_cut(kind: str, tmp_path: Path) -> None:
+    encoder = load(FOLDERS[kind][0](tmp_path))
+    words = encoder.encode(["a cat and a dog " * 200])
+    assert words.text is not None
+    assert words.text.shape[1] == encoder.max_tokens
+
+
+def test_the_layer_decides_the_states_and_not_the_pooled_vector(tmp_path: Path) -> None:
+    write_bert(tmp_path)
+    first, last, end = (load(tmp_path, layer=layer).encode(TEXTS) for layer in (1, 2, -1))
+    assert first.text is not None
+    assert last.text is not None
+    assert end.text is not None
+    assert first.pooled is not None
+    assert last.pooled is not None
+    assert not torch.allclose(first.text, last.text, atol=1e-2)
+    assert torch.equal(last.text, end.text)
+    assert torch.equal(first.pooled, last.pooled)
+
+
+def test_words_of_the_vocabulary_are_one_token_each(tmp_path: Path) -> None:
+    encoder = load(write_bert(tmp_path))
+    assert encoder.encode(["red cat"]).text_mask.sum() == 4  # type: ignore[union-attr]  # with [CLS] and [SEP]
+    assert len(encoder.tokenizer) == len(word_pieces())
+
+
+def test_loading_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_bert(tmp_path)
+    bars, level = (getattr(transformers.logging, n)() for n in ("is_progress_bar_enabled", "get_verbosity"))
+    capfd.readouterr()
+    load(tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert transformers.logging.is_progress_bar_enabled() == bars
+    assert transformers.logging.get_verbosity() == level
+
+
+def change(folder: Path, name: str, value: torch.Tensor | None) -> None:
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+QUERY = "encoder.layer.0.attention.self.query.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        (QUERY, None, f"lack {QUERY}"),
+        (QUERY, torch.zeros(32, 16), f"wrong shape for {QUERY}|{QUERY}"),
+        ("encoder.layer.7.output.dense.bias", torch.zeros(32), r"hold also encoder\.layer\.7"),
+    ],
+)
+def test_weights_that_do_not_fit_are_never_drawn_at_random(
+    tmp_path: Path, name: str, value: torch.Tensor | None, says: str
+) -> None:
+    write_bert(tmp_path)
+    change(tmp_path, name, value)
+    with pytest.raises(ModelError, match=says):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pooler.dense.weight", "cls.predictions.bias", "embeddings.position_ids"])
+def test_heads_of_the_pre_training_are_let_be(tmp_path: Path, name: str) -> None:
+    write_bert(tmp_path)
+    before = load(tmp_path).encode(TEXTS).pooled
+    change(tmp_path, name, torch.zeros(32))
+    assert torch.equal(load(tmp_path).encode(TEXTS).pooled, before)  # type: ignore[arg-type]
+
+
+def test_folders_that_are_no_encoder(tmp_path: Path) -> None:
+    write_bert(tmp_path)
+    with pytest.raises(ModelError, match=r"nowhere/config\.json cannot be read"):
+        TextEncoder.load(tmp_path / "nowhere", dtype=torch.float32)
+    with pytest.raises(ModelError, match="text_layer is 3: text_encoder has layers 0 to 2"):
+        load(tmp_path, layer=3)
+    config = tmp_path / "text_encoder" / "config.json"
+    config.write_text(json.dumps({"model_type": "gpt2"}), "utf-8")
+    with pytest.raises(ModelError, match="is of type 'gpt2': mmgen knows bert, clip_text_model, clip, t5"):
+        load(tmp_path)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
+    write_bert(tmp_path / "small", vocab_size=50)
+    with pytest.raises(ModelError, match="the tokenizer has .* tokens, text_encoder only 50"):
+        load(tmp_path / "small")
+
+
+def test_an_empty_tokenizer_folder(tmp_path: Path) -> None:
+    write_bert(tmp_path)
+    shutil.rmtree(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer").mkdir()
+    with pytest.raises(ModelError, match="tokenizer holds no tokenizer"):
+        load(tmp_path)
