@@ -29,7 +29,9 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     manifest = read_json(folder / MANIFEST)
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(map(_is_entry, files.values())):
-        raise ModelError(f"{folder.name}/{MANIFEST} is no manifest: it must hold 'files' with sha256 and bytes each")
+        raise ModelError(
+            f"{folder.name}/{MANIFEST} is no manifest: it must hold 'files' with sha256 and bytes each"
+        )
     for path in files:
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise ModelError(f"{folder.name}/{MANIFEST} names {path!r}, which leaves the folder")
@@ -104,7 +106,9 @@ def weight_header(path: Path) -> dict[str, dict[str, Any]]:
 
 def _is_entry(entry: object) -> bool:
     return (
-        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
+        isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("bytes"), int)
     )
 
 

@@ -15,7 +15,11 @@ from mmgen.pipelines.loading import write_checkpoint
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-WORDS = ["a", "an", "and", "at", "the", "on", "in", "to", "left", "right", "of", "above", "below", "two", "three", "red", "blue", "green", "yellow", "purple", "cat", "dog", "car", "tree", "house", "moon", "star", "sun", "boat", "beach", "snow", "street", "grass", "night", "big", "small"]
+WORDS = [
+    "a", "an", "and", "at", "the", "on", "in", "to", "left", "right", "of", "above", "below", "two", "three",
+    "red", "blue", "green", "yellow", "purple", "cat", "dog", "car", "tree", "house", "moon", "star", "sun",
+    "boat", "beach", "snow", "street", "grass", "night", "big", "small",
+]  # fmt: skip
 
 
 def word_pieces() -> tuple[str, ...]:

@@ -36,6 +36,7 @@ RIVAL_SHARE, RIVALS = 0.5, 5
 SHIFTS = tuple(product((-1, 0, 1), (-1, 0, 1), (-1, 0, 1)))  # of size, left and top, in px of 64
 # Colours further than this outside the scenery's, over so many pixels in one piece, are an unknown object.
 UNKNOWN_COLOUR, UNKNOWN_AREA = 0.22, 40
+SHADOW = 0.7  # of the ground's light is left under a sprite at least
 
 
 class Look(NamedTuple):
@@ -96,10 +97,11 @@ class Judge:
         setting, variant = self._scenery.nearest(picture)
         view = _view(picture, self._scenery.pictures[setting, variant])
         detections = self._objects(view)
-        free = _free(detections)
+        free, shaded = _covered(detections)
         setting, _ = self._scenery.nearest(picture, free)
         shown = self._scenery.settings[setting]
-        unknown = self._unknown(picture, view.explained, free, setting)
+        explained = np.where(shaded[..., None], _darkened(view.explained, picture), view.explained)
+        unknown = self._unknown(picture, explained, setting)
         return Sight(tuple(detections), shown.place, shown.light, shown.backdrop, tuple(unknown))
 
     def _objects(self, view: _View) -> list[Detection]:
@@ -168,22 +170,30 @@ class Judge:
             self._looks[sprite, size] = _look(self._bank, sprite, size)
         return self._looks[sprite, size]
 
-    def _unknown(self, picture: Pixels, explained: Pixels, free: Mask, setting: int) -> list[Box]:
+    def _unknown(self, picture: Pixels, explained: Pixels, setting: int) -> list[Box]:
         """Boxes of what neither the scenery nor a detection explains."""
         away = np.sqrt(((picture - explained) ** 2).sum(axis=-1))
-        beyond = np.minimum(np.where(free, self._scenery.beyond(picture, setting), away), away)
+        beyond = np.minimum(self._scenery.beyond(picture, setting), away)
         parts = [part for part in blobs(_smooth(beyond) > UNKNOWN_COLOUR) if part.sum() >= UNKNOWN_AREA]
         return [_box(part) for part in parts]
 
 
-def _free(detections: list[Detection]) -> Mask:
-    """[64, 64]: where no sprite's box lies, nor the shadow under it."""
-    free = np.ones((PX, PX), np.bool_)
+def _covered(detections: list[Detection]) -> tuple[Mask, Mask]:
+    """[64, 64] each: where neither a sprite's box nor its shadow lies, and where a shadow may lie."""
+    free, shaded = np.ones((PX, PX), np.bool_), np.zeros((PX, PX), np.bool_)
     for left, top, right, bottom in (detection.box for detection in detections):
-        shadow = 0.1 * (right - left)
-        columns = slice(max(0, round((left - shadow) * PX) - 1), round((right + shadow) * PX) + 1)
-        free[max(0, round(top * PX)) : round((bottom + shadow) * PX) + 1, columns] = False
-    return free
+        reach = 0.12 * (right - left) + 1 / PX
+        columns = slice(max(0, round((left - reach) * PX)), round((right + reach) * PX))
+        base = round((bottom + reach) * PX)
+        free[max(0, round(top * PX)) : base, columns] = False
+        shaded[max(0, round((bottom - reach) * PX)) : base, columns] = True
+    return free, shaded
+
+
+def _darkened(scene: Pixels, picture: Pixels) -> Pixels:
+    """The scene, each pixel as dark as the picture there, down to SHADOW of its light."""
+    light = (scene * picture).sum(axis=-1) / np.maximum((scene**2).sum(axis=-1), 1e-6)
+    return np.asarray(scene * np.clip(light, SHADOW, 1)[..., None], dtype=np.float32)
 
 
 def _look(bank: SpriteBank, sprite: str, size: int) -> Look:

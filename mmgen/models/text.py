@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from mmgen.conditioning import Conditioning
@@ -16,8 +17,10 @@ from mmgen.errors import ModelError
 
 MAX_LAYERS = 1000
 MAX_WIDTH = 2**24
-# In published files, and not needed: heads of the pre-training, and indices that are computed.
-SPARE_TENSORS = ("pooler.", "cls.", "position_ids")
+# In published files, and not needed: the other half, heads of the pre-training, and indices that are computed.
+SPARE_TENSORS = (
+    "pooler.", "cls.", "position_ids", "vision_model.", "visual_projection.", "logit_scale", "decoder.", "lm_head."
+)  # fmt: skip
 
 
 class _Family(NamedTuple):
@@ -84,6 +87,10 @@ class TextEncoder:
                 )
             # transformers has no error of its own, and a wrong folder raises anything from KeyError to SafetensorError
             except Exception as error:  # noqa: BLE001
+                if names := _misshapen(model_folder, model_class, family.options):
+                    raise ModelError(
+                        f"{model_folder.name}: the weights have another shape than config.json says: {', '.join(names)}"
+                    ) from None
                 raise ModelError(f"{model_folder.name} cannot be read: {_line(error)}") from None
             tokenizer = _tokenizer(tokenizer_folder or model_folder)
         _check_loaded(model_folder.name, info)
@@ -151,6 +158,18 @@ def _tokenizer(folder: Path) -> Any:
         )
     except Exception as error:  # noqa: BLE001 - as above; the tokenizers library raises bare Exception
         raise ModelError(f"{folder.name} cannot be read as a tokenizer: {_line(error)}") from None
+
+
+def _misshapen(folder: Path, model_class: Any, options: Mapping[str, Any]) -> list[str]:
+    """The first few tensors whose shape is not the config's: transformers names them on the screen alone."""
+    try:
+        with torch.device("meta"):
+            expected = model_class(model_class.config_class.from_pretrained(folder), **options).state_dict()
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys() if name in expected}  # noqa: SIM118
+    except Exception:  # noqa: BLE001 - the caller has an error to raise already
+        return []
+    return [name for name, shape in sorted(shapes.items()) if list(expected[name].shape) != shape][:3]
 
 
 def _check_loaded(name: str, info: Mapping[str, Any]) -> None:

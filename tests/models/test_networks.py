@@ -128,7 +128,9 @@ def test_a_dropped_text_is_the_null_whatever_it_said(networks: dict[str, Any], n
     network, cond = networks[name], told(3)
     assert cond.text is not None
     drop = torch.tensor([True, False, True])
-    other = replace(cond, text=cond.text + 3, pooled=normal(3, 32, seed=8), text_mask=cond.text_mask, drop_text=drop)
+    other = replace(
+        cond, text=cond.text + 3, pooled=normal(3, 32, seed=8), text_mask=cond.text_mask, drop_text=drop
+    )
     first, second = ask(network, replace(cond, drop_text=drop), shape), ask(network, other, shape)
     torch.testing.assert_close(first[::2], second[::2], atol=1e-6, rtol=0)
     assert not torch.allclose(first[1], second[1], atol=1e-3)
@@ -253,7 +255,10 @@ def test_the_dual_encoder_gives_unit_vectors_of_any_picture(networks: dict[str, 
 def test_a_saved_network_comes_back_bit_by_bit(networks: dict[str, Any], name: str, tmp_path: Path) -> None:
     network = networks[name]
     network.save_pretrained(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
     again = type(network).from_pretrained(tmp_path, local_files_only=True)
     own, other = network.state_dict(), again.state_dict()
     assert own.keys() == other.keys()

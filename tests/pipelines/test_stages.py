@@ -103,7 +103,9 @@ def test_guidance_one_is_the_conditional_branch_exactly(pipe: TextToImage, told:
     x = Noise([1, 2]).draw((3, 16, 16))
 
     def x0(other: Conditioning | None, **settings: Any) -> torch.Tensor:
-        return make_denoiser(network, cond, other, StageSettings(**settings), stage="decoder")(x, HALF, HALF).x0
+        return make_denoiser(network, cond, other, StageSettings(**settings), stage="decoder")(
+            x, HALF, HALF
+        ).x0
 
     alone = x0(None)
     assert torch.equal(x0(null, guidance_scale=1), alone)
@@ -162,7 +164,9 @@ def test_super_resolution_keeps_the_picture_and_obeys_its_noise_level(pipe: Text
     draft = Draft(("a cat",), image=image)
 
     def drawn(level: float) -> torch.Tensor:
-        out = finish(network.run(draft, StageSettings(steps=1, noise_level=level), Noise([3], network.name))).image
+        out = finish(
+            network.run(draft, StageSettings(steps=1, noise_level=level), Noise([3], network.name))
+        ).image
         assert out is not None
         return out
 

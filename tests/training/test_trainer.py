@@ -1,0 +1,331 @@
+"""The trainer: it continues exactly, loses nothing when killed, and refuses what cannot be trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmgen.errors import ModelError, UsageError
+from mmgen.models import presets
+from mmgen.models.efficient_unet import EfficientUNet
+from mmgen.models.text import TextEncoder
+from mmgen.training import start, trainer
+from mmgen.training.data import FolderSource
+from mmgen.training.recipes import DecoderRecipe, DualEncoderRecipe, PriorRecipe, SuperResRecipe
+from mmgen.training.trainer import Budget, State, train
+from tests.checkpoints import write_bert
+
+FILES = ("network.safetensors", "ema.safetensors", "optimizer.safetensors")
+
+
+class Decoder(DecoderRecipe):
+    """Without its sheet, and stopped as by Ctrl-C or a broken disk where a test says so."""
+
+    stop_at: int | None = None
+    poison: Callable[[int], bool] = staticmethod(lambda _index: False)
+
+    def loss(
+        self, index: int, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float], int]:
+        if index == self.stop_at:
+            raise KeyboardInterrupt
+        loss, figures, count = super().loss(index, progress, generator)
+        return (loss * math.nan if self.poison(index) else loss), figures, count
+
+    def sheet(self, network: torch.nn.Module, path: Path) -> None:
+        pass
+
+
+@pytest.fixture
+def recipe(pictures: Path, encoder: TextEncoder) -> Callable[..., Decoder]:
+    def make(stop_at: int | None = None, **options: Any) -> Decoder:
+        torch.manual_seed(0)
+        made = Decoder(presets.decoder_tiny(), FolderSource(pictures, 0), encoder, batch=4, **options)
+        made.stop_at = stop_at
+        return made
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def save_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(trainer, "WARMUP_STEPS", 2)  # so that the decay shows within six steps
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def run(recipe: Decoder, out: Path, steps: int = 6, *, resume: bool = False, seed: int = 0) -> State:
+    return train(recipe, out, Budget(steps=steps), seed=seed, resume=resume, say=quiet)
+
+
+def tensors(out: Path) -> dict[str, Tensor]:
+    return {f"{file}/{k}": v for file in FILES for k, v in load_file(out / "checkpoint" / file).items()}
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = tensors(one), tensors(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def stopped(recipe: Callable[..., Decoder], out: Path, at: int = 3) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe(stop_at=at), out)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(
+    recipe: Callable[..., Decoder], tmp_path: Path
+) -> None:
+    whole = run(recipe(), tmp_path / "whole")
+    stopped(recipe, tmp_path / "parts")
+    assert not same(tmp_path / "whole", tmp_path / "parts")
+    resumed = run(recipe(), tmp_path / "parts", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert (resumed.step, resumed.pictures) == (whole.step, whole.pictures) == (6, 6 * 4 + 2 * 4)
+    names = [name for name in tensors(tmp_path / "whole") if name.startswith("optimizer")]
+    assert {name.rsplit(".", 1)[1] for name in names} == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_another_seed_is_another_run(recipe: Callable[..., Decoder], tmp_path: Path) -> None:
+    run(recipe(), tmp_path / "one", 2)
+    run(recipe(), tmp_path / "two", 2, seed=1)
+    assert not same(tmp_path / "one", tmp_path / "two")
+
+
+def test_the_learning_rate_follows_the_whole_budget() -> None:
+    budget, hold = Budget(steps=100), Budget(steps=100, hold=True)
+
+    def factor(step: int, of: Budget = budget) -> float:
+        return of.lr_factor(State("decoder", 0, step=step))
+
+    assert [factor(0), factor(1), factor(70)] == [0.5, 1.0, 1.0]
+    assert factor(85) == pytest.approx(0.5)
+    assert factor(100) == 0
+    assert factor(99, hold) == 1
+    half = Budget(minutes=2).progress(State("decoder", 0, seconds=60))
+    assert half == 0.5
+
+
+@pytest.mark.parametrize(
+    "amounts",
+    [
+        {"minutes": 0},
+        {"minutes": math.nan},
+        {"minutes": -1},
+        {"minutes": math.inf},
+        {"steps": 0},
+        {},
+        {"minutes": 1, "steps": 1},
+    ],
+)
+def test_a_budget_that_cannot_be_spent(amounts: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"budget|minutes or steps"):
+        Budget(**amounts)
+
+
+def test_the_loss_falls_on_two_pictures(
+    recipe: Callable[..., Decoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 1e9)
+    made = recipe(lr=5e-3, half_size_first=False)
+    made.source.items = made.source.items[:2]  # type: ignore[attr-defined]
+    before, after = [], []
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            before.append(made.loss(seed, 0.5, generator)[0].item())
+    run(made, tmp_path / "run", 60)
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            after.append(made.loss(seed, 0.5, generator)[0].item())
+    assert sum(after) < 0.6 * sum(before)
+
+
+def test_the_trained_network_can_be_loaded(recipe: Callable[..., Decoder], tmp_path: Path) -> None:
+    run(recipe(), tmp_path / "run", 2)
+    network = EfficientUNet.from_pretrained(tmp_path / "run" / "decoder", torch_dtype=torch.float32)
+    average = load_file(tmp_path / "run" / "checkpoint" / "ema.safetensors")
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, average[name].bfloat16().float())
+    entry = json.loads((tmp_path / "run" / "log.jsonl").read_text("utf-8").splitlines()[-1])
+    assert (entry["part"], entry["step"]) == ("decoder", 2)
+    assert math.isfinite(entry["loss"])
+
+
+def test_only_the_newest_checkpoint_is_kept(recipe: Callable[..., Decoder], tmp_path: Path) -> None:
+    run(recipe(), tmp_path / "run", 3)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoint", "decoder", "log.jsonl"]
+    assert json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text("utf-8"))["step"] == 3
+
+
+# Killed while it saves.
+
+
+@pytest.mark.parametrize("file", ["ema.safetensors", "optimizer.safetensors"])
+def test_a_save_that_breaks_off_leaves_the_one_before(
+    recipe: Callable[..., Decoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    run(recipe(), tmp_path / "whole")
+    out, save, saves = tmp_path / "run", trainer.save_file, []
+
+    def breaks(values: dict[str, Tensor], path: Path) -> None:
+        saves.append(path)
+        if len(saves) > 3 * 3 and path.name == file:  # in the fourth checkpoint
+            raise OSError("no space left")
+        save(values, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_file", breaks)
+        with pytest.raises(OSError, match="no space left"):
+            run(recipe(), out)
+    assert (out / "checkpoint-new").is_dir()
+    assert run(recipe(), out, resume=True).step == 6
+    assert same(out, tmp_path / "whole")
+    assert not (out / "checkpoint-new").exists()
+
+
+@pytest.mark.parametrize("keeps", ["both", "only new", "only old", "a broken new"])
+def test_a_run_killed_between_the_renames_is_not_lost(
+    recipe: Callable[..., Decoder], tmp_path: Path, keeps: str
+) -> None:
+    run(recipe(), tmp_path / "whole")
+    out = tmp_path / "run"
+    stopped(recipe, out)
+    if keeps in ("both", "a broken new"):
+        shutil.copytree(out / "checkpoint", out / "checkpoint-old")
+    os.replace(out / "checkpoint", out / ("checkpoint-old" if keeps == "only old" else "checkpoint-new"))
+    if keeps == "a broken new":
+        (out / "checkpoint-new" / "state.json").write_text('{"part": "dec', "utf-8")
+    with pytest.raises(UsageError, match="holds a run"):
+        run(recipe(), out)
+    run(recipe(), out, resume=True)
+    assert same(out, tmp_path / "whole")
+
+
+def test_a_first_save_that_breaks_off_is_no_run(recipe: Callable[..., Decoder], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "checkpoint-new").mkdir(parents=True)
+    (out / "checkpoint-new" / "network.safetensors").write_bytes(b"half")
+    with pytest.raises(UsageError, match="run holds no run to resume"):
+        run(recipe(), out, resume=True)
+    assert run(recipe(), out, 1).step == 1
+
+
+# Gradients that are not finite.
+
+
+def test_a_step_that_is_not_finite_is_skipped(recipe: Callable[..., Decoder], tmp_path: Path) -> None:
+    made = recipe(stop_at=3)
+    made.poison = lambda index: index == 2  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run(made, tmp_path / "skipped")
+    stopped(recipe, tmp_path / "two", at=2)
+    assert same(tmp_path / "skipped", tmp_path / "two")
+    assert json.loads((tmp_path / "skipped" / "checkpoint" / "state.json").read_text("utf-8"))["step"] == 3
+
+
+def test_twenty_in_a_row_end_the_run(
+    recipe: Callable[..., Decoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 1e9)
+    made = recipe()
+    asked: list[int] = []
+    made.poison = lambda index: asked.append(index) or index != 5  # type: ignore[method-assign, func-returns-value]
+    with pytest.raises(ModelError, match=r"20 steps in a row .* lower the learning rate"):
+        run(made, tmp_path / "run", 100)
+    assert asked[-1] == 25
+
+
+# What is refused.
+
+
+def test_a_run_is_neither_overwritten_nor_invented(recipe: Callable[..., Decoder], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="run holds no run to resume"):
+        run(recipe(), tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+    run(recipe(), tmp_path / "run", 1)
+    before = tensors(tmp_path / "run")
+    with pytest.raises(UsageError, match="run holds a run: continue it with --resume"):
+        run(recipe(), tmp_path / "run", 1)
+    after = tensors(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_of_another_part_is_not_resumed(recipe: Callable[..., Decoder], tmp_path: Path) -> None:
+    run(recipe(), tmp_path / "run", 1)
+    made = recipe()
+    made.part = "prior"
+    with pytest.raises(UsageError, match="run trains the decoder, not the prior"):
+        run(made, tmp_path / "run", 2, resume=True)
+
+
+def test_start_asks_for_what_is_missing(tmp_path: Path, pictures: Path) -> None:
+    def begin(part: str, data: str = str(pictures), **options: Any) -> None:
+        start.start(part, data, tmp_path / "run", Budget(steps=1), **options)
+
+    with pytest.raises(UsageError, match="no part 'decodr' to train: choose one of dual-encoder, prior"):
+        begin("decodr")
+    with pytest.raises(UsageError, match="mmgen train dual-encoder --data storybook --out RUN"):
+        begin("prior")
+    with pytest.raises(UsageError, match="no text encoder in nothing: give --text FOLDER"):
+        begin("decoder", text=tmp_path / "nothing")
+    with pytest.raises(UsageError, match="give 'storybook' or a folder"):
+        begin("super-res", "nowhere")
+    assert not (tmp_path / "run").exists()
+
+
+def test_start_without_a_dual_encoder_folder(tmp_path: Path, pictures: Path) -> None:
+    text_folder = write_bert(tmp_path / "text", num_hidden_layers=start.TEXT_LAYER)
+    with pytest.raises(UsageError, match=r"no dual encoder in .*nothing: give the folder"):
+        start.start(
+            "prior",
+            str(pictures),
+            tmp_path / "run",
+            Budget(steps=1),
+            text=text_folder,
+            dual_encoder=tmp_path / "nothing",
+        )
+
+
+# Every recipe takes a step.
+
+
+def test_every_recipe_gives_a_loss_that_teaches(pictures: Path, encoder: TextEncoder) -> None:
+    source, dual = FolderSource(pictures, 0), presets.dual_encoder_tiny().eval()
+    recipes: list[Any] = [
+        DecoderRecipe(presets.decoder_tiny(), source, encoder, dual, batch=3),
+        DualEncoderRecipe(presets.dual_encoder_tiny(), source, encoder, batch=3),
+        PriorRecipe(presets.prior_tiny(), source, encoder, dual, batch=3),
+        SuperResRecipe(presets.super_res_tiny(), source, batch=3, crop=32),
+    ]
+    for made in recipes:
+        loss, figures, count = made.loss(0, 0.9, torch.Generator().manual_seed(0))
+        loss.backward()
+        assert count == 3
+        assert math.isfinite(loss.item())
+        assert loss.item() > 0
+        assert all(math.isfinite(value) for value in figures.values())
+        assert any(p.grad is not None and p.grad.any() for p in made.network.parameters()), made.part
+    assert not any(p.grad is not None for p in dual.parameters())
+
+
+def test_a_sheet_shows_the_prompts(pictures: Path, encoder: TextEncoder, tmp_path: Path) -> None:
+    from PIL import Image
+
+    made = DecoderRecipe(presets.decoder_tiny(), FolderSource(pictures, 0), encoder)
+    made.sheet(made.network, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 * 16 * 2, 4 * 16 * 2)
