@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmgen.evaluation.pixels import PX, Mask, Pixels, blobs, halved, pixels
+from mmgen.evaluation.pixels import PX, Mask, Pixels, blobs, halved, pixels, weighed
 from mmgen.evaluation.scenery import Scenery
 from mmgen.evaluation.templates import Candidate, Templates
 from mmgen.evaluation.verdict import Box, Detection, Sight
@@ -42,7 +42,8 @@ SHADOW = 0.7  # of the ground's light is left under a sprite at least
 class Look(NamedTuple):
     """One sprite at one size.
 
-    paint: [colours, px, px, 3] premultiplied. alpha: [px, px, 1]. window, ring: as alpha, wider by RING on each side.
+    paint: [colours, px, px, 3], weighed and premultiplied. alpha: [px, px, 1]. window, ring: as alpha, but wider by
+    RING on each side.
     """
 
     colours: tuple[str | None, ...]
@@ -93,12 +94,13 @@ class Judge:
 
     def see(self, image: Image.Image) -> Sight:
         """Everything in one picture of any size; it is judged at 64 px."""
-        picture = pixels(image)
-        setting, variant = self._scenery.nearest(picture)
-        view = _view(picture, self._scenery.pictures[setting, variant])
+        seen = pixels(image)
+        match = self._scenery.nearest(seen)
+        picture = weighed(np.minimum(seen / np.float32(match.brightness), 1))
+        view = _view(picture, self._scenery.pictures[match.setting, match.variant])
         detections = self._objects(view)
         free, shaded = _covered(detections)
-        setting, _ = self._scenery.nearest(picture, free)
+        setting = self._scenery.nearest(seen, free).setting
         shown = self._scenery.settings[setting]
         explained = np.where(shaded[..., None], _darkened(view.explained, picture), view.explained)
         unknown = self._unknown(picture, explained, setting)
@@ -205,7 +207,7 @@ def _look(bank: SpriteBank, sprite: str, size: int) -> Look:
     reach = np.pad(wide[..., 0], RING)
     window = np.lib.stride_tricks.sliding_window_view(reach, (span, span)).max(axis=(-2, -1)) > 0.5
     return Look(
-        colours, np.ascontiguousarray(drawn[..., :3]), alpha, window[..., None].astype(np.float32),
+        colours, weighed(drawn[..., :3]), alpha, window[..., None].astype(np.float32),
         (window[..., None] & (wide < 0.05)).astype(np.float32),
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmgen.evaluation.pixels import Pixels
+from mmgen.evaluation.pixels import Pixels, weighed
 from mmgen.storybook.catalogue import SPRITES
 from mmgen.storybook.sprites import SpriteBank
 
@@ -63,17 +63,16 @@ class Templates:
         paints, norms = [], []
         for sprite, colour in looks:
             drawn = [bank.rgba(sprite, colour, size) for size in SIZES]
-            paints.append(torch.fft.rfft2(torch.stack([_canvas(d[..., :3]) for d in drawn])).conj())
-            norms.append(
-                [float(((d[..., :3] ** 2).sum(-1) / np.maximum(d[..., 3], 1e-4)).sum()) for d in drawn]
-            )
+            paint = [weighed(d[..., :3]) for d in drawn]
+            paints.append(torch.fft.rfft2(torch.stack([_canvas(p) for p in paint])).conj())
+            norms.append([_power(p, d[..., 3]) for p, d in zip(paint, drawn, strict=True)])
         alphas = [[_canvas(bank.rgba(s, None, size)[..., 3:])[0] for size in SIZES] for s in self.names]
         self._paint = torch.stack(paints).resolve_conj()  # [looks, sizes, 3, SIDE, SIDE / 2 + 1]
         self._alpha = torch.fft.rfft2(torch.stack([torch.stack(a) for a in alphas])).conj().resolve_conj()
         self._wall = torch.tensor(norms)[..., None, None] + torch.stack([_outside(size) for size in SIZES])
 
     def pool(self, picture: Pixels, scene: Pixels) -> Pool:
-        """All templates and places that save enough over the explanation `scene`. Both: [32, 32, 3] in [0, 1]."""
+        """All templates and places that save enough over the explanation `scene`. Both: [32, 32, 3], weighed."""
         spectrum = torch.fft.rfft2(_padded(picture))
         product = (self._paint * spectrum).sum(dim=2)
         errors = torch.fft.irfft2(product, s=(SIDE, SIDE)).mul_(-2).add_(self._wall)
@@ -122,6 +121,11 @@ class Templates:
     def _candidate(self, pool: Pool, gains: NDArray[np.float32], row: int) -> Candidate:
         sprite, size, top, left = (int(i) for i in pool.at[:, row])
         return Candidate(self.names[sprite], SIZES[size], left - PAD, top - PAD, float(gains[row]))
+
+
+def _power(paint: Pixels, alpha: Pixels) -> float:
+    """The sum of the squared colour under the silhouette. paint: [S, S, 3] premultiplied."""
+    return float(((paint**2).sum(axis=-1) / np.maximum(alpha, 1e-4)).sum())
 
 
 def _canvas(drawn: Pixels) -> Tensor:

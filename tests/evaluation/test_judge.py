@@ -79,7 +79,7 @@ def test_every_empty_scene_is_of_its_own_class():
     for index, setting in enumerate(scenery.settings):
         drawn = background(setting.place, setting.light, setting.backdrop, 5, 64, (0, 0, 64))
         picture = drawn.astype(np.float32) / 255
-        assert scenery.nearest(picture) == (index, 5)
+        assert scenery.nearest(picture) == (index, 5, 1.0)
         assert scenery.beyond(picture, index).max() < 1e-6
 
 
