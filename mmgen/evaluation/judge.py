@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmgen.evaluation.pixels import PX, Mask, Pixels, blobs, halved, pixels, weighed
+from mmgen.evaluation.pixels import PX, Mask, Pixels, blobs, halved, pixels
 from mmgen.evaluation.scenery import Scenery
 from mmgen.evaluation.templates import Candidate, Templates
 from mmgen.evaluation.verdict import Box, Detection, Sight
@@ -26,9 +26,11 @@ from mmgen.storybook.sprites import SpriteBank
 
 RING = 3  # px of 64 around a silhouette in which the background must show
 MARGIN = 16  # px of 64 by which pictures are widened, so that windows may reach over their edges
-MOST = 8  # objects looked for; more is clutter anyway
+TRIES = 16  # places looked at closely; more is clutter anyway
 # Share of the variation a sprite must explain; and the squared error per pixel that counts as nothing to explain.
-ACCEPT = 0.55
+ACCEPT = 0.75
+# By how much of that share the best sprite must lead the next one: a shapeless patch fits several alike.
+CLEAR = 0.05
 FLOOR = 0.0008
 CLIP = 0.25  # the most by which the ring may move the background
 # Rivals of the best template gain at least this share of what it gains; so many are looked at closely.
@@ -42,7 +44,7 @@ SHADOW = 0.7  # of the ground's light is left under a sprite at least
 class Look(NamedTuple):
     """One sprite at one size.
 
-    paint: [colours, px, px, 3], weighed and premultiplied. alpha: [px, px, 1]. window, ring: as alpha, but wider by
+    paint: [colours, px, px, 3] premultiplied. alpha: [px, px, 1]. window, ring: as alpha, but wider by
     RING on each side.
     """
 
@@ -96,7 +98,7 @@ class Judge:
         """Everything in one picture of any size; it is judged at 64 px."""
         seen = pixels(image)
         match = self._scenery.nearest(seen)
-        picture = weighed(np.minimum(seen / np.float32(match.brightness), 1))
+        picture = np.minimum(seen / np.float32(match.brightness), 1)
         view = _view(picture, self._scenery.pictures[match.setting, match.variant])
         detections = self._objects(view)
         free, shaded = _covered(detections)
@@ -111,33 +113,36 @@ class Judge:
         small = halved(view.picture[MARGIN:-MARGIN, MARGIN:-MARGIN])
         found: list[Detection] = []
         pool = self._templates.pool(small, halved(view.explained))
-        while pool.errors.size and len(found) < MOST:
-            gains = self._templates.gains(pool, small, halved(view.explained))
-            rivals = self._templates.rivals(pool, gains, RIVAL_SHARE)
+        tries = 0
+        while pool.errors.size and tries < TRIES:
+            tries += 1
+            gains, rest = self._templates.gains(pool, small, halved(view.explained))
+            rivals = self._templates.rivals(pool, gains, rest, RIVAL_SHARE)
             if not rivals:
                 break
             detection = self._settle(view, rivals[:RIVALS])
-            if detection is None:
-                pool = pool.without(self._templates.near(pool, rivals[0]))
-            else:
+            if detection is not None:
                 found.append(detection)
+            else:
+                pool = pool.without(self._templates.like(pool, rivals[0]))
         return found
 
     def _settle(self, view: _View, rivals: list[Candidate]) -> Detection | None:
-        """The best of the rivals, put into the view's explanation; None if it explains too little."""
+        """The best of the rivals, put into the view's explanation; None if it explains too little, or too unclearly."""
         scene = self._levelled(view, rivals[0])
         fits = sorted((self._fit(view, scene, rival) for rival in rivals), key=lambda fit: -fit.gains.max())
         best = fits[0]
         look = self._look(best.sprite, best.size)
         cut = view.cut(best.left - RING, best.top - RING, best.size + 2 * RING)
         window = look.window * view.inside[cut]
-        variation = float((window * (view.picture[cut] - scene[cut]) ** 2).sum()) + FLOOR * float(
-            window.sum()
+        before = window * (view.picture[cut] - scene[cut])
+        detection = _detection(
+            fits, look, _share(before, window, best, look, scene[cut]), _energy(before, window)
         )
-        if best.gains.max() < ACCEPT * variation:
+        if detection.score < ACCEPT or detection.sprite_margin < CLEAR:
             return None
         _put(view, best, look)
-        return _detection(fits, look.colours, variation)
+        return detection
 
     def _levelled(self, view: _View, place: Candidate) -> Pixels:
         """The explained scene, moved around one place by a plane of colour so that it meets the picture in the ring."""
@@ -207,25 +212,41 @@ def _look(bank: SpriteBank, sprite: str, size: int) -> Look:
     reach = np.pad(wide[..., 0], RING)
     window = np.lib.stride_tricks.sliding_window_view(reach, (span, span)).max(axis=(-2, -1)) > 0.5
     return Look(
-        colours, weighed(drawn[..., :3]), alpha, window[..., None].astype(np.float32),
+        colours, np.ascontiguousarray(drawn[..., :3]), alpha, window[..., None].astype(np.float32),
         (window[..., None] & (wide < 0.05)).astype(np.float32),
     )  # fmt: skip
 
 
-def _detection(fits: list[Fit], colours: tuple[str | None, ...], variation: float) -> Detection:
+def _energy(rest: Pixels, window: Pixels) -> float:
+    """The squared error in a window, and a little more, so that a flat place is nothing to explain."""
+    return float((rest**2).sum()) + FLOOR * float(window.sum())
+
+
+def _share(before: Pixels, window: Pixels, fit: Fit, look: Look, scene: Pixels) -> float:
+    """The part of the variation `before` in a window that a fit explains, both seen through a 3x3 mean.
+
+    Edges that are a pixel off and the grain of a JPEG do not count then; a wrong shape does.
+    """
+    after = before.copy()
+    inner = slice(RING, RING + fit.size)
+    cover = look.paint[int(fit.gains.argmax())] - look.alpha * scene[inner, inner]
+    after[inner, inner] -= window[inner, inner] * cover
+    return 1 - _energy(_smooth(after), window) / _energy(_smooth(before), window)
+
+
+def _detection(fits: list[Fit], look: Look, score: float, variation: float) -> Detection:
     """The first fit as a detection. variation: the squared error of its window before it was put there."""
     best = fits[0]
     order = np.argsort(-best.gains)
     top = float(best.gains[order[0]])
-    colour = colours[int(order[0])]
+    colour = look.colours[int(order[0])]
     own = SPRITES[best.sprite].natural
-    side = float(best.size)
     return Detection(
         sprite=best.sprite,
         colour=colour,
         colours=frozenset({colour} if colour or not own else {colour, own}),
-        box=(best.left / PX, best.top / PX, (best.left + side) / PX, (best.top + side) / PX),
-        score=top / variation,
+        box=(best.left / PX, best.top / PX, (best.left + best.size) / PX, (best.top + best.size) / PX),
+        score=score,
         sprite_margin=(top - max((float(f.gains.max()) for f in fits[1:]), default=0.0)) / variation,
         colour_margin=(top - float(best.gains[order[1]])) / variation if len(order) > 1 else 1.0,
     )
@@ -249,9 +270,10 @@ def _plane(rest: Pixels, weight: Pixels) -> Pixels:
 
 
 def _smooth(plane: Pixels) -> Pixels:
-    """Mean over 3x3 pixels, [64, 64]."""
-    views = np.lib.stride_tricks.sliding_window_view(np.pad(plane, 1, mode="edge"), (3, 3))
-    return views.mean(axis=(-2, -1), dtype=np.float32)
+    """Mean over 3x3 pixels. plane: [H, W] or [H, W, C]."""
+    wide = np.pad(plane, ((1, 1), (1, 1), *((0, 0),) * (plane.ndim - 2)), mode="edge")
+    rows = wide[:-2] + wide[1:-1] + wide[2:]
+    return np.asarray((rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9, dtype=np.float32)
 
 
 def _box(part: Mask) -> Box:

@@ -9,11 +9,6 @@ from PIL import Image
 PX = 64
 Pixels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-CHROMA = 0.6
-_LUMA = np.array((0.299, 0.587, 0.114))
-_WEIGHTS = np.stack(
-    (3**0.5 * _LUMA, CHROMA * ((0, 0, 1) - _LUMA), CHROMA * ((1, 0, 0) - _LUMA)), axis=1
-).astype(np.float32)
 
 
 def pixels(image: Image.Image) -> Pixels:
@@ -22,15 +17,6 @@ def pixels(image: Image.Image) -> Pixels:
     if small.size != (PX, PX):
         small = small.resize((PX, PX), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32) / np.float32(255)
-
-
-def weighed(rgb: Pixels) -> Pixels:
-    """Luma and two chroma planes, [..., 3], scaled so that greys are as far apart as in RGB and colours a little less.
-
-    The eye, and so JPEG, is coarser for chroma; and a sprite's shape is in its luma. Linear, so it may be applied to
-    premultiplied colours. Luma: ITU-R BT.601.
-    """
-    return np.asarray(rgb @ _WEIGHTS, dtype=np.float32)
 
 
 def halved(picture: Pixels) -> Pixels:

@@ -8,7 +8,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.evaluation.pixels import PX, Pixels, halved, weighed
+from mmgen.evaluation.pixels import PX, Pixels, halved
 from mmgen.storybook.catalogue import BACKDROPS
 from mmgen.storybook.render import background
 from mmgen.storybook.scene import Light, Place
@@ -41,7 +41,7 @@ class Match(NamedTuple):
 class Scenery:
     """All empty scenes at 64 px: settings x variants.
 
-    pictures: [settings, variants, 64, 64, 3], weighed.
+    pictures: [settings, variants, 64, 64, 3] in [0, 1].
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Scenery:
             for s in self.settings for v in range(VARIANTS)
         ]  # fmt: skip
         stacked = np.stack(drawn).astype(np.float32) / 255
-        self.pictures = weighed(stacked).reshape(len(self.settings), VARIANTS, PX, PX, 3)
+        self.pictures = stacked.reshape(len(self.settings), VARIANTS, PX, PX, 3)
         self._small = np.stack([halved(p) for p in stacked]).reshape(len(stacked), -1)
         self._bounds: dict[int, tuple[Pixels, Pixels]] = {}
 
@@ -73,7 +73,7 @@ class Scenery:
         return Match(int(best) // VARIANTS, int(best) % VARIANTS, BRIGHTNESS[level])
 
     def beyond(self, picture: Pixels, setting: int) -> Pixels:
-        """How far each pixel of a weighed picture lies outside what any variant shows within a few pixels, [64, 64]."""
+        """How far each pixel's colour lies outside what any variant shows within a few pixels, [64, 64]."""
         low, high = self._envelope(setting)
         away = np.maximum(picture - high, 0) + np.maximum(low - picture, 0)
         return np.sqrt((away**2).sum(axis=-1)).astype(np.float32)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmgen.evaluation.pixels import Pixels, weighed
+from mmgen.evaluation.pixels import Pixels
 from mmgen.storybook.catalogue import SPRITES
 from mmgen.storybook.sprites import SpriteBank
 
@@ -26,6 +26,7 @@ SIZES = (8, 9, 10, 11, 12, 14, 16, 18, 20, 22)
 # A template is worth a closer look where it saves this much squared error, and this share of what there is to explain.
 GAIN, SHARE = 0.25, 0.35
 REACH = 0.35
+Floats = NDArray[np.float32]
 
 
 class Candidate(NamedTuple):
@@ -42,15 +43,16 @@ class Candidate(NamedTuple):
 class Pool:
     """The templates and places worth a closer look, one per row. at: sprite, size, top and left as indices, [4, N].
 
-    errors: [N], the template's squared error less the picture's own power under it.
+    errors: [N], the template's squared error less `powers`, the picture's own power under it.
     """
 
     at: NDArray[np.intp]
-    errors: NDArray[np.float32]
+    errors: Floats
+    powers: Floats
 
     def without(self, near: NDArray[np.bool_]) -> Pool:
         """The rows where `near` [N] is false."""
-        return Pool(self.at[:, ~near], self.errors[~near])
+        return Pool(self.at[:, ~near], self.errors[~near], self.powers[~near])
 
 
 class Templates:
@@ -63,69 +65,73 @@ class Templates:
         paints, norms = [], []
         for sprite, colour in looks:
             drawn = [bank.rgba(sprite, colour, size) for size in SIZES]
-            paint = [weighed(d[..., :3]) for d in drawn]
-            paints.append(torch.fft.rfft2(torch.stack([_canvas(p) for p in paint])).conj())
-            norms.append([_power(p, d[..., 3]) for p, d in zip(paint, drawn, strict=True)])
+            paints.append(torch.fft.rfft2(torch.stack([_canvas(d[..., :3]) for d in drawn])).conj())
+            norms.append([_power(d) for d in drawn])
         alphas = [[_canvas(bank.rgba(s, None, size)[..., 3:])[0] for size in SIZES] for s in self.names]
         self._paint = torch.stack(paints).resolve_conj()  # [looks, sizes, 3, SIDE, SIDE / 2 + 1]
         self._alpha = torch.fft.rfft2(torch.stack([torch.stack(a) for a in alphas])).conj().resolve_conj()
         self._wall = torch.tensor(norms)[..., None, None] + torch.stack([_outside(size) for size in SIZES])
 
     def pool(self, picture: Pixels, scene: Pixels) -> Pool:
-        """All templates and places that save enough over the explanation `scene`. Both: [32, 32, 3], weighed."""
+        """All templates and places that save enough over the explanation `scene`. Both: [32, 32, 3] in [0, 1]."""
         spectrum = torch.fft.rfft2(_padded(picture))
         product = (self._paint * spectrum).sum(dim=2)
         errors = torch.fft.irfft2(product, s=(SIDE, SIDE)).mul_(-2).add_(self._wall)
-        power = (picture**2).sum(axis=-1)
+        power = self._under((picture**2).sum(axis=-1))
         rest = self._under(((picture - scene) ** 2).sum(axis=-1))
-        # gain = rest - (errors + power under it); kept where it is large, and a large part of the rest
+        # gain = rest - (errors + power); kept where it is large, and a large part of the rest
         least = torch.maximum(SHARE * rest, torch.tensor(GAIN))
-        kept = torch.nonzero(errors < (rest - self._under(power) - least)[self._owner])
+        kept = torch.nonzero(errors < (rest - power - least)[self._owner])
         values = errors[tuple(kept.T)].numpy()
         kept[:, 0] = self._owner[kept[:, 0]]
-        return Pool(kept.T.numpy(), values)
+        return Pool(kept.T.numpy(), values, power[tuple(kept.T)].numpy())
 
-    def gains(self, pool: Pool, picture: Pixels, scene: Pixels) -> NDArray[np.float32]:
-        """What every row of the pool saves over the explanation `scene`, [N]."""
-        saved = self._under((((picture - scene) ** 2) - picture**2).sum(axis=-1)).numpy()
-        return np.asarray(saved[tuple(pool.at)] - pool.errors, dtype=np.float32)
+    def gains(self, pool: Pool, picture: Pixels, scene: Pixels) -> tuple[Floats, Floats]:
+        """What every row of the pool saves over the explanation `scene`, [N]; and of how much, [N]."""
+        rest = self._under(((picture - scene) ** 2).sum(axis=-1)).numpy()[tuple(pool.at)]
+        return rest - pool.powers - pool.errors, rest
 
-    def rivals(self, pool: Pool, gains: NDArray[np.float32], share: float) -> list[Candidate]:
-        """The best row of each sprite near the best row of all that gains at least `share` of it; best first.
+    def rivals(self, pool: Pool, gains: Floats, rest: Floats, share: float) -> list[Candidate]:
+        """The row that saves most, and most of what is there; then the best row of each other sprite near it.
 
-        None where nothing saves enough.
+        share: rivals save at least this part of what the first saves. None where nothing saves enough.
         """
-        best = int(gains.argmax())
-        if gains[best] < GAIN:
+        worth = np.where(gains >= GAIN, gains * gains / np.maximum(rest, GAIN), 0)
+        best = int(worth.argmax())
+        if worth[best] <= 0:
             return []
-        near = np.flatnonzero(
-            self.near(pool, self._candidate(pool, gains, best)) & (gains >= share * gains[best])
-        )
-        order = near[np.argsort(-gains[near], kind="stable")]
-        _, first = np.unique(pool.at[0, order], return_index=True)
-        return [self._candidate(pool, gains, int(order[i])) for i in np.sort(first)]
+        first = self._candidate(pool, gains, best)
+        rows = np.flatnonzero(self._near(pool, first) & (gains >= share * gains[best]))
+        order = np.concatenate([[best], rows[np.argsort(-gains[rows], kind="stable")]])
+        _, kept = np.unique(pool.at[0, order], return_index=True)
+        return [self._candidate(pool, gains, int(order[i])) for i in np.sort(kept)]
 
-    def near(self, pool: Pool, centre: Candidate) -> NDArray[np.bool_]:
-        """Which rows lie about where `centre` lies: their centres apart by at most REACH of its size, [N]."""
+    def like(self, pool: Pool, centre: Candidate) -> NDArray[np.bool_]:
+        """Which rows lie where `centre` lies and are about as large, [N]."""
+        ratio = np.asarray(SIZES)[pool.at[1]] / centre.size
+        return self._near(pool, centre) & (ratio > 0.8) & (ratio < 1.25)
+
+    def _near(self, pool: Pool, centre: Candidate) -> NDArray[np.bool_]:
+        """Which rows have their centres nearer to that of `centre` than REACH of its size, [N]."""
         _, sizes, tops, lefts = pool.at
         half = np.asarray(SIZES)[sizes] / 2 - PAD
         x = np.abs(lefts + half - centre.left - centre.size / 2)
         y = np.abs(tops + half - centre.top - centre.size / 2)
-        return np.maximum(x, y) <= REACH * centre.size
+        return np.asarray(np.maximum(x, y) <= REACH * centre.size)
 
     def _under(self, power: Pixels) -> Tensor:
         """The sum of `power` [32, 32] under every silhouette: [sprites, sizes, SIDE, SIDE]."""
         spectrum = torch.fft.rfft2(_padded(power[..., None])[0])
         return torch.fft.irfft2(self._alpha * spectrum, s=(SIDE, SIDE))
 
-    def _candidate(self, pool: Pool, gains: NDArray[np.float32], row: int) -> Candidate:
+    def _candidate(self, pool: Pool, gains: Floats, row: int) -> Candidate:
         sprite, size, top, left = (int(i) for i in pool.at[:, row])
         return Candidate(self.names[sprite], SIZES[size], left - PAD, top - PAD, float(gains[row]))
 
 
-def _power(paint: Pixels, alpha: Pixels) -> float:
-    """The sum of the squared colour under the silhouette. paint: [S, S, 3] premultiplied."""
-    return float(((paint**2).sum(axis=-1) / np.maximum(alpha, 1e-4)).sum())
+def _power(drawn: Pixels) -> float:
+    """The sum of the squared colour under the silhouette. drawn: [S, S, 4] premultiplied."""
+    return float(((drawn[..., :3] ** 2).sum(axis=-1) / np.maximum(drawn[..., 3], 1e-4)).sum())
 
 
 def _canvas(drawn: Pixels) -> Tensor:
