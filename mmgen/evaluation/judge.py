@@ -56,13 +56,20 @@ class Look(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """The best of one sprite at a place. gains: by colour; left, top, size in px of 64."""
+    """One sprite at a place. gains: the squared error saved, by colour; variation: all there was in its window."""
 
     sprite: str
-    size: int
+    size: int  # these three in px of 64
     left: int
     top: int
     gains: NDArray[np.float32]
+    variation: float
+
+    @property
+    def worth(self) -> float:
+        """What the best colour saves, and the larger a part of all there was, the more."""
+        best = max(float(self.gains.max()), 0.0)
+        return best * best / self.variation
 
 
 @dataclass
@@ -130,15 +137,10 @@ class Judge:
     def _settle(self, view: _View, rivals: list[Candidate]) -> Detection | None:
         """The best of the rivals, put into the view's explanation; None if it explains too little, or too unclearly."""
         scene = self._levelled(view, rivals[0])
-        fits = sorted((self._fit(view, scene, rival) for rival in rivals), key=lambda fit: -fit.gains.max())
+        fits = sorted((self._fit(view, scene, rival) for rival in rivals), key=lambda fit: -fit.worth)
         best = fits[0]
         look = self._look(best.sprite, best.size)
-        cut = view.cut(best.left - RING, best.top - RING, best.size + 2 * RING)
-        window = look.window * view.inside[cut]
-        before = window * (view.picture[cut] - scene[cut])
-        detection = _detection(
-            fits, look, _share(before, window, best, look, scene[cut]), _energy(before, window)
-        )
+        detection = _detection(fits, look.colours, self._share(view, scene, best, look))
         if detection.score < ACCEPT or detection.sprite_margin < CLEAR:
             return None
         _put(view, best, look)
@@ -160,17 +162,36 @@ class Judge:
             self._gains(view, scene, rival.sprite, 2 * rival.size + s, 2 * rival.left + x, 2 * rival.top + y)
             for s, x, y in SHIFTS
         ]
-        return max(fits, key=lambda fit: fit.gains.max())
+        return max(fits, key=lambda fit: fit.worth)
 
     def _gains(self, view: _View, scene: Pixels, sprite: str, size: int, left: int, top: int) -> Fit:
         """The squared error each colour of a sprite saves at one place."""
         look = self._look(sprite, size)
+        cut = view.cut(left - RING, top - RING, size + 2 * RING)
+        window = look.window * view.inside[cut]
+        rest = window * (view.picture[cut] - scene[cut]) ** 2
         cut = view.cut(left, top, size)
-        picture, under, inside = view.picture[cut], scene[cut], view.inside[cut]
-        uncovered = picture - (1 - look.alpha) * under
-        after = (inside * (uncovered - look.paint) ** 2).sum(axis=(1, 2, 3))
-        before = (inside * (picture - under) ** 2).sum()
-        return Fit(sprite, size, left, top, before - after)
+        under, inside = scene[cut], view.inside[cut]
+        after = (inside * (view.picture[cut] - (1 - look.alpha) * under - look.paint) ** 2).sum(
+            axis=(1, 2, 3)
+        )
+        before = (inside * (view.picture[cut] - under) ** 2).sum()
+        return Fit(sprite, size, left, top, before - after, float(rest.sum()) + FLOOR * float(window.sum()))
+
+    def _share(self, view: _View, scene: Pixels, fit: Fit, look: Look) -> float:
+        """The part of its window's variation that a fit explains, picture and fit both seen through a 3x3 mean.
+
+        Edges that are a pixel off and the grain of a JPEG do not count then; a wrong shape does.
+        """
+        cut = view.cut(fit.left - RING, fit.top - RING, fit.size + 2 * RING)
+        window = look.window * view.inside[cut]
+        before = window * (view.picture[cut] - scene[cut])
+        after = before.copy()
+        inner = slice(RING, RING + fit.size)
+        cover = look.paint[int(fit.gains.argmax())] - look.alpha * scene[cut][inner, inner]
+        after[inner, inner] -= window[inner, inner] * cover
+        flat = FLOOR * float(window.sum())
+        return 1 - float((_smooth(after) ** 2).sum() + flat) / float((_smooth(before) ** 2).sum() + flat)
 
     def _look(self, sprite: str, size: int) -> Look:
         if (sprite, size) not in self._looks:
@@ -217,38 +238,21 @@ def _look(bank: SpriteBank, sprite: str, size: int) -> Look:
     )  # fmt: skip
 
 
-def _energy(rest: Pixels, window: Pixels) -> float:
-    """The squared error in a window, and a little more, so that a flat place is nothing to explain."""
-    return float((rest**2).sum()) + FLOOR * float(window.sum())
-
-
-def _share(before: Pixels, window: Pixels, fit: Fit, look: Look, scene: Pixels) -> float:
-    """The part of the variation `before` in a window that a fit explains, both seen through a 3x3 mean.
-
-    Edges that are a pixel off and the grain of a JPEG do not count then; a wrong shape does.
-    """
-    after = before.copy()
-    inner = slice(RING, RING + fit.size)
-    cover = look.paint[int(fit.gains.argmax())] - look.alpha * scene[inner, inner]
-    after[inner, inner] -= window[inner, inner] * cover
-    return 1 - _energy(_smooth(after), window) / _energy(_smooth(before), window)
-
-
-def _detection(fits: list[Fit], look: Look, score: float, variation: float) -> Detection:
-    """The first fit as a detection. variation: the squared error of its window before it was put there."""
+def _detection(fits: list[Fit], colours: tuple[str | None, ...], score: float) -> Detection:
+    """The first fit as a detection; the others are its rivals."""
     best = fits[0]
     order = np.argsort(-best.gains)
-    top = float(best.gains[order[0]])
-    colour = look.colours[int(order[0])]
+    colour = colours[int(order[0])]
     own = SPRITES[best.sprite].natural
+    second = fits[1].worth / best.worth if len(fits) > 1 else 0.0
     return Detection(
         sprite=best.sprite,
         colour=colour,
         colours=frozenset({colour} if colour or not own else {colour, own}),
         box=(best.left / PX, best.top / PX, (best.left + best.size) / PX, (best.top + best.size) / PX),
         score=score,
-        sprite_margin=(top - max((float(f.gains.max()) for f in fits[1:]), default=0.0)) / variation,
-        colour_margin=(top - float(best.gains[order[1]])) / variation if len(order) > 1 else 1.0,
+        sprite_margin=1 - second**0.5,
+        colour_margin=1 - float(best.gains[order[1]] / best.gains[order[0]]) if len(order) > 1 else 1.0,
     )
 
 

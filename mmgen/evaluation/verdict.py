@@ -29,7 +29,7 @@ class Detection:
 
     colour: None is the sprite's natural one; colours: every colour it could rightly be called. box: left, top, right
     and bottom in [0, 1]. score: share of the picture's variation there that the sprite explains, up to 1.
-    sprite_margin, colour_margin: by how much score the best other sprite, and the best other colour, stay behind.
+    sprite_margin, colour_margin: by which part of it the best other sprite, and the best other colour, stay behind.
     """
 
     sprite: str
@@ -115,7 +115,9 @@ def _assign(found: Sequence[Detection], wanted: Sequence[Entry], strict: bool) -
     """The detections of each line of `wanted`, every one used once; None where a line lacks some."""
     free, assignment = list(found), []
     for line in sorted(wanted, key=lambda line: "color" not in line):
-        fits = [d for d in free if d.sprite == line["class"] and _coloured(d, line, strict)][: line["count"]]
+        fits = [d for d in free if d.sprite == line["class"] and _coloured(d, line, strict)]
+        # a natural red car may stand for "a car" too, so what is painted red goes first
+        fits = sorted(fits, key=lambda d: len(d.colours))[: line["count"]]
         if len(fits) < line["count"]:
             return None
         free = [d for d in free if d not in fits]
