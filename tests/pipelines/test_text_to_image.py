@@ -11,6 +11,7 @@ import torch
 
 import mmgen
 from mmgen.errors import NonFiniteError, UsageError
+from mmgen.pipelines.families import DECODER
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.types import SAMPLERS, Request, Result, StageSettings
 
@@ -76,7 +77,7 @@ def test_a_request_holds_every_setting_that_ran(pipe: TextToImage) -> None:
     request = pipe.request([PROMPT], seeds=[1], size=64, stages=FAST)
     assert set(request.stages) == {"prior", "decoder", "super-res-64"}
     assert request.stages["decoder"].steps == 3
-    assert request.stages["decoder"].guidance_scale == 3.0
+    assert request.stages["decoder"].guidance_scale == DECODER.guidance_scale
     assert (request.model, request.model_digest) == ("tiny", pipe.digest)
 
 
