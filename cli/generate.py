@@ -147,7 +147,11 @@ def _check(options: Options) -> tuple[Request, Output]:
     if options.seed is not None and options.seed + options.count - 1 > MAX_SEED:
         raise UsageError(f"--seed {options.seed} with --count {options.count} goes past {MAX_SEED}")
     from mmgen.cli.output import plan
+    from mmgen.pipelines.catalogue import fitting_side, sizes
 
+    sides = sizes(options.model)
+    if options.size is not None:
+        fitting_side(options.size, sides, options.model)
     output = plan(options.out, options.format, len(prompts) * options.count, options.overwrite)
     asked = Request(
         prompts=prompts,

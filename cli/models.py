@@ -23,7 +23,7 @@ def list_models(as_json: bool) -> None:
     \b
     mmgen models list
     """
-    from mmgen.pipelines.loading import available
+    from mmgen.pipelines.catalogue import available
 
     names = available()
     click.echo(json.dumps(names) if as_json else "\n".join(names))
@@ -40,7 +40,7 @@ def info(name: str, as_json: bool) -> None:
     \b
     mmgen models info storybook
     """
-    from mmgen.pipelines.loading import describe
+    from mmgen.pipelines.catalogue import describe
 
     values = describe(name)
     click.echo(json.dumps(values) if as_json else "\n".join(_table(values)))
@@ -56,13 +56,13 @@ def verify(name: str) -> None:
     \b
     mmgen models verify storybook
     """
-    from mmgen.pipelines.loading import verify as find_problems
+    from mmgen.pipelines.catalogue import verify as find_problems
 
     problems = find_problems(name)
     for problem in problems:
         click.echo(problem)
     if problems:
-        raise ModelError(f"{name} has {len(problems)} problems: get it again from where it came")
+        raise ModelError(f"{name}: {len(problems)} of its files are not as they should be")
     click.echo(f"{name}: every file is as it should be")
 
 

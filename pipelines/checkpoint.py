@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ MANIFEST = "manifest.json"
 INDEX = "model_index.json"
 CARD = "README.md"
 UNSAFE = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npy", ".npz", ".py"}
+SHOWN = 3  # of several problems, in one error
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the sha256 and size of every file below `folder`."""
-    files = {p.relative_to(folder).as_posix(): _entry(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-    files.pop(MANIFEST, None)
+    """Write the sha256 and size of every file below `folder`, hidden ones aside."""
+    files = {path: _entry(folder / path) for path in _files(folder) if path != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
@@ -45,35 +46,59 @@ def digest(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def problems(folder: Path) -> list[str]:
-    """What is wrong with the files of a checkpoint; empty: nothing. Raises ModelError if there is no manifest."""
+    """What is wrong with the files of a checkpoint, and what to do; empty: nothing.
+
+    Every file is to be in the manifest and as it says; hidden ones, which nothing here reads, may be there besides.
+    Raises ModelError if the folder is no checkpoint, or has no manifest.
+    """
+    if not (folder / INDEX).is_file():
+        raise ModelError(f"{folder} is no checkpoint: it has no {INDEX}")
+    if refused := list(_refused(folder)):
+        return refused
     files = read_manifest(folder)
-    found = []
-    for path, entry in sorted(files.items()):
-        file = folder / path
-        if not file.is_file():
-            found.append(f"{path} is missing")
-        elif file.stat().st_size != entry["bytes"]:
-            found.append(
-                f"{path} has {file.stat().st_size:,} bytes, not {entry['bytes']:,}: it is cut off or changed"
-            )
-        elif _sha256(file) != entry["sha256"]:
-            found.append(f"{path} is damaged: its sha256 is not the manifest's")
-    return found
+    unlisted = [path for path in _files(folder) if path not in files and path != MANIFEST]
+    return [*_damage(folder, files), *(f"{path} is not in {MANIFEST}: remove it" for path in unlisted)]
 
 
 def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """The manifest of a sound checkpoint. Raises ModelError, naming the file: unsafe, missing or damaged."""
-    if not (folder / INDEX).is_file():
-        raise ModelError(f"{folder} is no checkpoint: it has no {INDEX}")
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in UNSAFE:
-            raise ModelError(
-                f"{folder.name}/{path.relative_to(folder).as_posix()} is refused: only safetensors is read, "
-                "because other formats can run code. Remove it, or convert it"
-            )
+    """The manifest of a sound checkpoint. Raises ModelError, which names what is wrong, if it is not sound."""
     if found := problems(folder):
-        raise ModelError(f"checkpoint {folder.name}: {found[0]}. Get the folder again from where it came")
+        more = len(found) - SHOWN
+        rest = f" (and {more} more: 'mmgen models verify' lists them)" if more > 0 else ""
+        raise ModelError(f"checkpoint {folder.name}: {'; '.join(found[:SHOWN])}{rest}")
     return read_manifest(folder)
+
+
+def _files(folder: Path) -> list[str]:
+    """Paths of all files below a folder, sorted; not those that are hidden or lie in hidden folders."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts))
+
+
+def _refused(folder: Path) -> Iterator[str]:
+    """What must not lie in a checkpoint, listed or not."""
+    home = os.path.realpath(folder)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() in UNSAFE:
+            yield (
+                f"{name} is refused: only safetensors is read, because other formats can run code. "
+                "Remove it, or convert it"
+            )
+        # not Path.resolve, which raises for a circle of links
+        elif path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
+            yield f"{name} is a link that leads out of the folder: put the file itself there"
+
+
+def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for path, entry in sorted(files.items()):
+        file = folder / path
+        if not file.is_file():
+            yield f"{path} is missing: get it again"
+        elif (size := file.stat().st_size) != entry["bytes"]:
+            yield f"{path} has {size:,} bytes, not {entry['bytes']:,}: it is cut off or changed, get it again"
+        elif _sha256(file) != entry["sha256"]:
+            yield f"{path} is damaged: its sha256 is not the manifest's, get it again"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from mmgen.models.efficient_unet import EfficientUNet
+from mmgen.models.conditioned_unet import ConditionedUNet
 from mmgen.noise import Noise
 from mmgen.pipelines.denoiser import make_denoiser
 from mmgen.pipelines.prior_stage import guided_pair
@@ -23,7 +23,7 @@ class DecoderStage:
     name = "decoder"
     gives = frozenset({"image"})
 
-    def __init__(self, network: EfficientUNet, defaults: StageSettings, *, uses_image_embed: bool) -> None:
+    def __init__(self, network: ConditionedUNet, defaults: StageSettings, *, uses_image_embed: bool) -> None:
         self.network, self.defaults = network, defaults
         self.uses_image_embed = uses_image_embed
         self.needs = frozenset({"text", "image_embed"} if uses_image_embed else {"text"})

@@ -13,23 +13,34 @@ DECODER = StageSettings(steps=16, sampler="ddim", guidance_scale=2.0, threshold=
 SUPER_RES = StageSettings(steps=2, sampler="ddim", threshold="clip", noise_level=0.05)
 
 
+FACTOR = 4  # of a super-resolution stage: its picture's side in that of the picture before
+STORYBOOK_SCALES = (1, FACTOR, FACTOR**2)
+
+Kind = tuple[str, str]
+"""(module, class), as model_index.json has it."""
+EITHER_UNET: tuple[Kind, ...] = (
+    ("mmgen.models.efficient_unet", "EfficientUNet"),
+    ("mmgen.models.unet", "UNet"),
+)
+
+
 @dataclass(frozen=True)
 class Family:
-    """components: name -> (module, class) as model_index.json has them. join: components and index -> stages.
+    """components: name -> what it may be. join: components and index -> stages.
 
-    It raises ValueError if they do not fit each other. optional: components a folder may lack.
+    It raises ValueError if they do not fit each other. scales: sides of the pictures it draws, in those of its decoder.
     """
 
-    components: Mapping[str, tuple[str, str]]
+    components: Mapping[str, tuple[Kind, ...]]
     join: Callable[[Mapping[str, Any], Mapping[str, Any]], list[Any]]
-    optional: frozenset[str] = frozenset()
+    scales: tuple[int, ...]
 
 
 def _storybook(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
     """Text -> prior -> decoder -> one super-resolution network at two scales."""
     from mmgen.pipelines.decoder_stage import DecoderStage
     from mmgen.pipelines.prior_stage import PriorStage
-    from mmgen.pipelines.super_res_stage import FACTOR, SuperResStage
+    from mmgen.pipelines.super_res_stage import SuperResStage
     from mmgen.pipelines.text_stage import TextStage
 
     embeds = index.get("decoder_sees_image_embed")
@@ -41,8 +52,8 @@ def _storybook(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
         stages.append(PriorStage(parts["prior"], parts["dual_encoder"], PRIOR))
     stages.append(DecoderStage(parts["decoder"], DECODER, uses_image_embed=embeds))
     size = parts["decoder"].config.sample_size
-    for side in (FACTOR * size, FACTOR**2 * size):
-        stages.append(SuperResStage(parts["super_res"], SUPER_RES, size=side))
+    for scale in STORYBOOK_SCALES[1:]:
+        stages.append(SuperResStage(parts["super_res"], SUPER_RES, size=scale * size))
     return stages
 
 
@@ -65,12 +76,13 @@ def _check_widths(parts: Mapping[str, Any]) -> None:
 FAMILIES: Mapping[str, Family] = {
     "storybook": Family(
         components={
-            "text_encoder": ("transformers", "BertModel"),
-            "dual_encoder": ("mmgen.models.dual_encoder", "DualEncoder"),
-            "prior": ("mmgen.models.prior", "DiffusionPrior"),
-            "decoder": ("mmgen.models.efficient_unet", "EfficientUNet"),
-            "super_res": ("mmgen.models.efficient_unet", "EfficientUNet"),
+            "text_encoder": (("transformers", "BertModel"),),
+            "dual_encoder": (("mmgen.models.dual_encoder", "DualEncoder"),),
+            "prior": (("mmgen.models.prior", "DiffusionPrior"),),
+            "decoder": EITHER_UNET,
+            "super_res": EITHER_UNET,
         },
         join=_storybook,
+        scales=STORYBOOK_SCALES,
     )
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,17 +18,9 @@ from mmgen.errors import ModelError
 from mmgen.memory import choose_device, choose_dtype, place
 from mmgen.models.text import TextEncoder
 from mmgen.pipelines.cascade import Cascade
-from mmgen.pipelines.checkpoint import (
-    INDEX,
-    check_folder,
-    digest,
-    problems,
-    read_json,
-    read_manifest,
-    weight_header,
-    write_manifest,
-)
-from mmgen.pipelines.families import FAMILIES, Family
+from mmgen.pipelines.catalogue import find, kind_of, read_index
+from mmgen.pipelines.checkpoint import INDEX, check_folder, digest, read_json, write_manifest
+from mmgen.pipelines.families import FAMILIES
 from mmgen.pipelines.text_to_image import TextToImage
 
 GPU_BATCH = 16
@@ -52,8 +43,7 @@ def load(
     number = choose_dtype(dtype, on)
     folder = find(name_or_folder)
     files = check_folder(folder)
-    index = read_json(folder / INDEX)
-    family = _family(index, folder)
+    index, family = read_index(folder)
     parts = {name: _component(folder, name, index, on, number) for name in family.components}
     try:
         stages = family.join(parts, index)
@@ -70,48 +60,13 @@ def load(
     )
 
 
-def available() -> list[str]:
-    """Names of the models that come with mmgen."""
-    return sorted(p.parent.name for p in _bundled().glob(f"*/{INDEX}"))
-
-
-def find(name_or_folder: str | Path) -> Path:
-    """The folder of a bundled model's name, or the folder itself. Raises ModelError if it is neither."""
-    bundled = _bundled() / str(name_or_folder)
-    if str(name_or_folder) in available():
-        return bundled
-    folder = Path(name_or_folder)
-    if folder.is_dir():
-        return folder
-    raise ModelError(
-        f"no model {str(name_or_folder)!r}: give a folder, or one of {', '.join(available()) or 'none'}"
-    )
-
-
-def describe(name_or_folder: str | Path) -> dict[str, Any]:
-    """Name, family, digest and, for each component, class, parameters, bytes and dtypes: headers alone are read."""
-    folder = find(name_or_folder)
-    index = read_json(folder / INDEX)
-    family = _family(index, folder)
-    return {
-        "name": index.get("name", folder.name),
-        "family": index["family"],
-        "digest": digest(read_manifest(folder)),
-        "components": {name: _describe_component(folder, name, index) for name in family.components},
-    }
-
-
-def verify(name_or_folder: str | Path) -> list[str]:
-    """What is wrong with a model's files; empty: nothing."""
-    return problems(find(name_or_folder))
-
-
 def write_checkpoint(
     folder: Path, *, name: str, family: str, options: Mapping[str, Any], words: frozenset[str]
 ) -> None:
     """Complete a folder that holds a family's components: index, vocabulary, manifest.
 
-    options: what the family's join reads from the index.
+    options: what the family's join reads from the index. Raises ModelError if a component is missing or of a class
+    that the family does not take.
     """
     index = {
         "_class_name": "TextToImage",
@@ -120,32 +75,11 @@ def write_checkpoint(
         "family": family,
         **options,
     }
-    index |= {part: list(where) for part, where in FAMILIES[family].components.items()}
+    kinds = FAMILIES[family].components
+    index |= {part: list(kind_of(folder / part, kinds[part])) for part in kinds}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     (folder / VOCABULARY).write_text(json.dumps(sorted(words), indent=0) + "\n", "utf-8")
-    _family(index, folder)
     write_manifest(folder)
-
-
-def _bundled() -> Path:
-    import mmgen
-
-    return Path(mmgen.__file__).resolve().parent / "weights"
-
-
-def _family(index: Mapping[str, Any], folder: Path) -> Family:
-    name = str(index.get("family"))
-    if name not in FAMILIES:
-        raise ModelError(f"{folder.name}/{INDEX} is of family {name!r}: mmgen knows {', '.join(FAMILIES)}")
-    family = FAMILIES[name]
-    for part, (module, kind) in family.components.items():
-        if index.get(part) != [module, kind]:
-            raise ModelError(
-                f"{folder.name}/{INDEX}: component {part!r} is {index.get(part)}, not {module}.{kind}"
-            )
-        if not (folder / part / "config.json").is_file():
-            raise ModelError(f"checkpoint {folder.name} has no {part}/config.json: the folder is incomplete")
-    return family
 
 
 def _component(
@@ -214,19 +148,6 @@ def _words(folder: Path) -> frozenset[str] | None:
         return frozenset(str(word) for word in json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{folder.name}/{VOCABULARY} cannot be read: {error}") from None
-
-
-def _describe_component(folder: Path, name: str, index: Mapping[str, Any]) -> dict[str, Any]:
-    files = sorted((folder / name).glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"checkpoint {folder.name} has no weights in {name}/")
-    tensors = [entry for file in files for entry in weight_header(file).values()]
-    return {
-        "class": index[name][1],
-        "parameters": sum(math.prod(entry["shape"]) for entry in tensors),
-        "bytes": sum(file.stat().st_size for file in files),
-        "dtypes": sorted({entry["dtype"] for entry in tensors}),
-    }
 
 
 def _copy(folder: Path, files: Mapping[str, Any], out: Path) -> None:

@@ -10,17 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgen.conditioning import Conditioning
-from mmgen.models.efficient_unet import EfficientUNet
+from mmgen.models.conditioned_unet import ConditionedUNet
 from mmgen.noise import Noise
 from mmgen.pipelines.decoder_stage import device_of
 from mmgen.pipelines.denoiser import make_denoiser
+from mmgen.pipelines.families import FACTOR as FACTOR
 from mmgen.pipelines.stage import Draft
 from mmgen.schedulers.prediction import Prediction
 from mmgen.schedulers.samplers import Step, sampler
 from mmgen.schedulers.schedules import FlowSchedule
 from mmgen.types import StageSettings
-
-FACTOR = 4
 
 
 class SuperResStage:
@@ -33,7 +32,7 @@ class SuperResStage:
     needs = frozenset({"image"})
     gives = frozenset({"image"})
 
-    def __init__(self, network: EfficientUNet, defaults: StageSettings, *, size: int) -> None:
+    def __init__(self, network: ConditionedUNet, defaults: StageSettings, *, size: int) -> None:
         self.network, self.defaults = network, defaults
         self.size: int | None = size
         self.name = f"super-res-{size}"

@@ -14,6 +14,7 @@ from mmgen.errors import UsageError
 from mmgen.images import to_pil
 from mmgen.memory import peak_bytes
 from mmgen.pipelines.cascade import Cascade
+from mmgen.pipelines.catalogue import fitting_side
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.vocabulary import unknown_words
 from mmgen.schedulers.samplers import Step
@@ -146,12 +147,7 @@ class TextToImage:
     def _side(self, size: int | tuple[int, int] | None) -> int:
         if size is None:
             return self.sizes[-1]
-        width, height = (size, size) if isinstance(size, int) else size
-        if width != height or width not in self.sizes:
-            raise UsageError(
-                f"{self.name} cannot draw {width}x{height}: choose {' or '.join(f'{s}x{s}' for s in self.sizes)}"
-            )
-        return width
+        return fitting_side((size, size) if isinstance(size, int) else size, self.sizes, self.name)
 
     def _unknown(self, prompts: Iterable[str]) -> dict[str, dict[str, str]]:
         if self.words is None:

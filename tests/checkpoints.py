@@ -66,14 +66,15 @@ def awake(build: Callable[[], Any], seed: int = 0) -> Any:
     return network
 
 
-def write_tiny(folder: Path) -> Path:
-    """A whole storybook checkpoint at 16, 64 and 256 px."""
+def write_tiny(folder: Path, **changes: Callable[[], Any]) -> Path:
+    """A whole storybook checkpoint at 16, 64 and 256 px. changes: other networks for its components."""
     write_bert(folder)
     parts = {
         "dual_encoder": presets.dual_encoder_tiny,
         "prior": presets.prior_tiny,
         "decoder": presets.decoder_tiny,
         "super_res": presets.super_res_tiny,
+        **changes,
     }
     for seed, (name, build) in enumerate(parts.items()):
         awake(build, seed).save_pretrained(folder / name)

@@ -35,6 +35,7 @@ FLOOR = 0.0008
 CLIP = 0.25  # the most by which the ring may move the background
 # Rivals of the best template gain at least this share of what it gains; so many are looked at closely.
 RIVAL_SHARE, RIVALS = 0.5, 5
+CLIMBS = 3  # steps of 1 px by which the best fit may move on; more could leave the margin
 SHIFTS = tuple(product((-1, 0, 1), (-1, 0, 1), (-1, 0, 1)))  # of size, left and top, in px of 64
 # Colours further than this outside the scenery's, over so many pixels in one piece, are an unknown object.
 UNKNOWN_COLOUR, UNKNOWN_AREA = 0.22, 40
@@ -74,11 +75,15 @@ class Fit(NamedTuple):
 
 @dataclass
 class _View:
-    """A picture and its explanation so far, both widened by MARGIN. inside: 1 on the picture, 0 around it."""
+    """A picture and its explanation so far, both widened by MARGIN. inside: 1 on the picture, 0 around it.
+
+    covered: where sprites have been put, and a pixel around them.
+    """
 
     picture: Pixels
     scene: Pixels
     inside: Pixels
+    covered: Mask
 
     def cut(self, left: int, top: int, side: int) -> tuple[slice, slice]:
         return slice(top + MARGIN, top + MARGIN + side), slice(left + MARGIN, left + MARGIN + side)
@@ -112,7 +117,7 @@ class Judge:
         setting = self._scenery.nearest(seen, free).setting
         shown = self._scenery.settings[setting]
         explained = np.where(shaded[..., None], _darkened(view.explained, picture), view.explained)
-        unknown = self._unknown(picture, explained, setting)
+        unknown = self._unknown(picture, explained, view.covered[MARGIN:-MARGIN, MARGIN:-MARGIN], setting)
         return Sight(tuple(detections), shown.place, shown.light, shown.backdrop, tuple(unknown))
 
     def _objects(self, view: _View) -> list[Detection]:
@@ -138,7 +143,9 @@ class Judge:
         """The best of the rivals, put into the view's explanation; None if it explains too little, or too unclearly."""
         scene = self._levelled(view, rivals[0])
         fits = sorted((self._fit(view, scene, rival) for rival in rivals), key=lambda fit: -fit.worth)
-        best = fits[0]
+        if fits[0].worth <= 0:
+            return None
+        fits[0] = best = self._climbed(view, scene, fits[0])
         look = self._look(best.sprite, best.size)
         detection = _detection(fits, look.colours, self._share(view, scene, best, look))
         if detection.score < ACCEPT or detection.sprite_margin < CLEAR:
@@ -158,10 +165,20 @@ class Judge:
 
     def _fit(self, view: _View, scene: Pixels, rival: Candidate) -> Fit:
         """The rival's sprite at its best size and place near where it was seen, in every colour."""
-        fits = [
-            self._gains(view, scene, rival.sprite, 2 * rival.size + s, 2 * rival.left + x, 2 * rival.top + y)
-            for s, x, y in SHIFTS
-        ]
+        return self._nearby(view, scene, rival.sprite, 2 * rival.size, 2 * rival.left, 2 * rival.top)
+
+    def _climbed(self, view: _View, scene: Pixels, fit: Fit) -> Fit:
+        """The fit moved and resized for as long as that makes it better: sizes are seen only roughly at first."""
+        for _ in range(CLIMBS):
+            better = self._nearby(view, scene, fit.sprite, fit.size, fit.left, fit.top)
+            if better.worth <= fit.worth:
+                break
+            fit = better
+        return fit
+
+    def _nearby(self, view: _View, scene: Pixels, sprite: str, size: int, left: int, top: int) -> Fit:
+        """The best of the fits with a size, left and top that differ by at most 1 px of 64."""
+        fits = [self._gains(view, scene, sprite, size + s, left + x, top + y) for s, x, y in SHIFTS]
         return max(fits, key=lambda fit: fit.worth)
 
     def _gains(self, view: _View, scene: Pixels, sprite: str, size: int, left: int, top: int) -> Fit:
@@ -198,9 +215,12 @@ class Judge:
             self._looks[sprite, size] = _look(self._bank, sprite, size)
         return self._looks[sprite, size]
 
-    def _unknown(self, picture: Pixels, explained: Pixels, setting: int) -> list[Box]:
-        """Boxes of what neither the scenery nor a detection explains."""
-        away = np.sqrt(((picture - explained) ** 2).sum(axis=-1))
+    def _unknown(self, picture: Pixels, explained: Pixels, covered: Mask, setting: int) -> list[Box]:
+        """Boxes of what neither the scenery nor a detection explains.
+
+        Where a sprite was found, how well it fits has been asked already: a JPEG's colours run at its edges.
+        """
+        away = np.where(covered, 0, np.sqrt(((picture - explained) ** 2).sum(axis=-1)))
         beyond = np.minimum(self._scenery.beyond(picture, setting), away)
         parts = [part for part in blobs(_smooth(beyond) > UNKNOWN_COLOUR) if part.sum() >= UNKNOWN_AREA]
         return [_box(part) for part in parts]
@@ -260,6 +280,8 @@ def _put(view: _View, fit: Fit, look: Look) -> None:
     """Lay a sprite over the explanation."""
     cut = view.cut(fit.left, fit.top, fit.size)
     view.scene[cut] = look.paint[int(fit.gains.argmax())] + (1 - look.alpha) * view.scene[cut]
+    cut = view.cut(fit.left - 1, fit.top - 1, fit.size + 2)
+    view.covered[cut] |= _smooth(np.pad(look.alpha[..., 0], 1)) > 0.01
 
 
 def _plane(rest: Pixels, weight: Pixels) -> Pixels:
@@ -288,4 +310,5 @@ def _box(part: Mask) -> Box:
 def _view(picture: Pixels, scene: Pixels) -> _View:
     wide = ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))
     inside = np.pad(np.ones((PX, PX, 1), np.float32), wide)
-    return _View(np.pad(picture, wide, mode="edge"), np.pad(scene, wide, mode="edge"), inside)
+    covered = np.zeros(inside.shape[:2], np.bool_)
+    return _View(np.pad(picture, wide, mode="edge"), np.pad(scene, wide, mode="edge"), inside, covered)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmgen.models.dual_encoder import DualEncoder
 from mmgen.models.efficient_unet import EfficientUNet
 from mmgen.models.prior import DiffusionPrior
+from mmgen.models.unet import UNet
 
 STORYBOOK_TEXT = 384  # all-MiniLM-L6-v2's width
 STORYBOOK_IMAGE = 256
@@ -42,6 +43,23 @@ def decoder_storybook() -> EfficientUNet:
         text_width=256,
         text_layers=2,
         image_dim=STORYBOOK_IMAGE,
+    )
+
+
+def unet_tiny() -> UNet:
+    """For tests: told what `decoder_tiny` is told, and stands in its place."""
+    return UNet(
+        sample_size=16,
+        channels=(16, 32),
+        blocks=(1, 1),
+        attention=(False, True),
+        head_dim=16,
+        vector_dim=32,
+        text_dim=32,
+        pooled_dim=32,
+        text_width=32,
+        text_layers=1,
+        image_dim=16,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,15 +23,18 @@ def channel_norm(x: Tensor) -> Tensor:
 class ResBlock(nn.Module):
     """Two 3x3 convolutions around a residual, scaled and shifted by a vector (FiLM), silent before training.
 
-    vector_dim 0: told no vector. forward: x [B, C, H, W], vector [B, E] -> [B, C, H, W].
+    vector_dim 0: told no vector. out_channels: as many as come in if None; else a 1x1 convolution carries x across.
+    forward: x [B, C, H, W], vector [B, E] -> [B, out_channels, H, W].
     """
 
-    def __init__(self, channels: int, vector_dim: int) -> None:
+    def __init__(self, channels: int, vector_dim: int, *, out_channels: int | None = None) -> None:
         super().__init__()
+        out = channels if out_channels is None else out_channels
         self.film = nn.Linear(vector_dim, 2 * channels) if vector_dim else None
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         zero_(self.conv2)
+        self.carry = nn.Identity() if out == channels else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Tensor, vector: Tensor | None = None) -> Tensor:
         h = channel_norm(x)
@@ -37,7 +42,7 @@ class ResBlock(nn.Module):
             scale, shift = self.film(vector)[:, :, None, None].chunk(2, dim=1)
             h = torch.addcmul(shift, h, 1 + scale)
         h = self.conv1(F.silu(h))
-        out: Tensor = x + self.conv2(F.silu(channel_norm(h)))
+        out: Tensor = self.carry(x) + self.conv2(F.silu(channel_norm(h)))
         return out
 
 
@@ -83,6 +88,20 @@ class AttentionBlock(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def run_blocks(
+    blocks: nn.Module,
+    x: Tensor,
+    vector: Tensor,
+    text_kv: Iterator[tuple[Tensor, Tensor]],
+    text_mask: Tensor | None,
+) -> Tensor:
+    """Residual and attention blocks in turn. x: [B, C, H, W]; each attention block takes the next of text_kv."""
+    for block in blocks.children():
+        attends = isinstance(block, AttentionBlock)
+        x = block(x, next(text_kv, None), text_mask) if attends else block(x, vector)
+    return x
 
 
 def downsample(in_channels: int, out_channels: int) -> nn.Module:

@@ -37,16 +37,16 @@ class ScalarEmbedding(nn.Module):
         return out
 
 
-def coordinates(like: Tensor) -> Tensor:
-    """Where each pixel stands: [B, 2, H, W], x and y from -1 to 1 over the picture, in the dtype of `like`.
+def with_coordinates(x: Tensor) -> Tensor:
+    """Tell each pixel where it stands: [B, C, H, W] -> [B, C + 2, H, W], with x and y from -1 to 1 over the picture.
 
     Independent of the resolution, so that a network trained at 32 px knows left from right at 64.
     """
-    batch, _, height, width = like.shape
-    y = (torch.arange(height, device=like.device) + 0.5) * (2 / height) - 1
-    x = (torch.arange(width, device=like.device) + 0.5) * (2 / width) - 1
-    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1])
-    return grid.to(like.dtype).expand(batch, 2, height, width)
+    batch, _, height, width = x.shape
+    down = (torch.arange(height, device=x.device) + 0.5) * (2 / height) - 1
+    right = (torch.arange(width, device=x.device) + 0.5) * (2 / width) - 1
+    grid = torch.stack(torch.meshgrid(down, right, indexing="ij")[::-1])
+    return torch.cat([x, grid.to(x.dtype).expand(batch, 2, height, width)], dim=1)
 
 
 def zero_(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:

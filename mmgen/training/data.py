@@ -3,39 +3,94 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from mmgen.errors import UsageError
 
+if TYPE_CHECKING:
+    from mmgen.evaluation.judge import Judge
+
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
-class Batch(NamedTuple):
-    """pixels: [B, 3, px, px] in [-1, 1], float32. captions: one per picture."""
+@dataclass(frozen=True)
+class Order:
+    """What to draw: the number of the batch in its run, how many pictures, and their side in pixels.
 
-    pixels: Tensor
+    source_size: None for whole pictures; else for crops of pictures with a side of 4 * source_size pixels.
+    """
+
+    index: int
+    count: int
+    px: int
+    source_size: int | None = None
+
+
+class Batch(NamedTuple):
+    """pixels: [B, 3, px, px], uint8. captions: one per picture, none for crops."""
+
+    pixels: NDArray[np.uint8]
     captions: list[str]
+
+    def tensor(self, device: torch.device) -> Tensor:
+        """The pixels in [-1, 1], float32."""
+        return torch.from_numpy(self.pixels).to(device).float().div_(127.5).sub_(1)
 
 
 class Source(Protocol):
-    """The same (seed, index, count, px) gives the same batch, so that a resumed run continues exactly."""
+    """Equal orders to equal sources give equal batches, so that a resumed run continues exactly."""
 
-    def batch(self, index: int, count: int, px: int) -> Batch: ...
-
-    def crops(self, index: int, count: int, px: int, source_size: int) -> Tensor:
-        """[count, 3, px, px] in [-1, 1]: crops of pictures drawn with a side of 4 * source_size pixels."""
-        ...
+    def draw(self, order: Order) -> Batch: ...
 
 
-def to_tensor(pixels: np.ndarray) -> Tensor:
-    """uint8 [B, 3, H, W] -> float32 in [-1, 1]."""
-    return torch.from_numpy(pixels).float().div_(127.5).sub_(1)
+class DrawnAhead:
+    """Another source's batches, drawn by worker processes before they are needed, so that a GPU need not wait.
+
+    workers: how many processes; 0: each batch is drawn when it is asked for.
+    """
+
+    def __init__(self, source: Source, workers: int) -> None:
+        self._source = source
+        self._pool = None
+        if workers:
+            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _keep, (source,))
+        self.depth = 2 * workers
+        self._coming: dict[Order, Future[Batch]] = {}
+
+    def take(self, orders: Sequence[Order]) -> Batch:
+        """The batch of the first order; the others, which will be asked for next, are begun."""
+        if self._pool is None:
+            return self._source.draw(orders[0])
+        begun = self._coming
+        self._coming = {o: begun[o] if o in begun else self._pool.submit(_draw, o) for o in orders}
+        return self._coming.pop(orders[0]).result()
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+_kept: list[Source] = []  # in a worker process: what it draws from
+
+
+def _keep(source: Source) -> None:
+    _kept.append(source)
+
+
+def _draw(order: Order) -> Batch:
+    return _kept[0].draw(order)
 
 
 class StorybookSource:
@@ -47,17 +102,24 @@ class StorybookSource:
         self.seed = seed
         self.bank = SpriteBank()
 
-    def batch(self, index: int, count: int, px: int) -> Batch:
-        from mmgen.storybook.data import batch
+    def __reduce__(self) -> tuple[Any, ...]:
+        # another process draws its own sprites rather than being sent them
+        return StorybookSource, (self.seed,)
 
-        pixels, captions = batch(self.seed, index, count, px, self.bank)
-        return Batch(to_tensor(pixels), captions)
+    def draw(self, order: Order) -> Batch:
+        from mmgen.storybook.data import batch, crop_pair
 
-    def crops(self, index: int, count: int, px: int, source_size: int) -> Tensor:
-        from mmgen.storybook.data import crop_pair
+        if order.source_size is None:
+            return Batch(*batch(self.seed, order.index, order.count, order.px, self.bank))
+        size, px = order.px // 4, 4 * order.source_size
+        high, _ = crop_pair(self.seed, order.index, order.count, size, self.bank, px=px)
+        return Batch(high, [])
 
-        high, _ = crop_pair(self.seed, index, count, px // 4, self.bank, px=4 * source_size)
-        return to_tensor(high)
+    def judge(self) -> Judge:
+        """What tells how many pictures of this world are right."""
+        from mmgen.evaluation.judge import Judge
+
+        return Judge(self.bank)
 
 
 class FolderSource:
@@ -72,20 +134,19 @@ class FolderSource:
         if not self.items:
             raise UsageError(f"{folder} holds no pictures ({', '.join(sorted(PICTURES))})")
 
-    def batch(self, index: int, count: int, px: int) -> Batch:
-        rng = np.random.default_rng((self.seed, index))
-        chosen = [self.items[i] for i in rng.integers(len(self.items), size=count)]
-        pixels = np.stack([_square(path, px) for path, _ in chosen])
-        return Batch(to_tensor(pixels), [caption for _, caption in chosen])
-
-    def crops(self, index: int, count: int, px: int, source_size: int) -> Tensor:
-        rng = np.random.default_rng((self.seed, index))
-        side, out = 4 * source_size, []
-        for i in rng.integers(len(self.items), size=count):
-            picture = _square(self.items[i][0], side)
-            top, left = rng.integers(0, (side - px) // 4 + 1, size=2) * 4
-            out.append(picture[:, top : top + px, left : left + px])
-        return to_tensor(np.stack(out))
+    def draw(self, order: Order) -> Batch:
+        rng = np.random.default_rng((self.seed, order.index))
+        chosen = [self.items[i] for i in rng.integers(len(self.items), size=order.count)]
+        if order.source_size is None:
+            return Batch(
+                np.stack([_square(path, order.px) for path, _ in chosen]), [words for _, words in chosen]
+            )
+        out = []
+        for path, _ in chosen:
+            picture = _square(path, 4 * order.source_size)
+            top, left = rng.integers(0, order.source_size - order.px // 4 + 1, size=2) * 4
+            out.append(picture[:, top : top + order.px, left : left + order.px])
+        return Batch(np.stack(out), [])
 
 
 def open_source(data: str, seed: int) -> Source:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mmgen.conditioning import Conditioning
+from mmgen.models.conditioned_unet import ConditionedUNet
 from mmgen.models.dual_encoder import DualEncoder
-from mmgen.models.efficient_unet import EfficientUNet
 from mmgen.models.prior import DiffusionPrior
 from mmgen.models.text import TextEncoder
-from mmgen.training.data import Source
+from mmgen.training.data import Batch, Order, Source, StorybookSource
 from mmgen.training.losses import by_noise_level, contrastive_loss, sample_times, velocity_loss
+
+if TYPE_CHECKING:
+    from mmgen.evaluation.judge import Judge
 
 SMALL_UNTIL = 0.33  # of the budget: until here half-size pictures, a quarter of the cost
 DROP_BOTH, DROP_IMAGE, DROP_TEXT = 0.1, 0.4, 0.1
@@ -32,7 +35,7 @@ class DecoderRecipe:
 
     def __init__(
         self,
-        network: EfficientUNet,
+        network: ConditionedUNet,
         source: Source,
         text: TextEncoder,
         dual: DualEncoder | None = None,
@@ -43,23 +46,22 @@ class DecoderRecipe:
     ) -> None:
         self.network, self.source, self.text, self.dual = network, source, text, dual
         self.lr, self.count, self.half_size_first = lr, batch, half_size_first
+        self.judge: Judge | None = None
 
-    def loss(
-        self, index: int, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float], int]:
-        device = generator.device
-        small = self.half_size_first and progress < SMALL_UNTIL
+    def order(self, index: int, progress: float) -> Order:
         full = self.network.config.sample_size
-        count, px = (2 * self.count, full // 2) if small else (self.count, full)
-        pixels, captions = self.source.batch(index, count, px)
-        x0 = pixels.to(device)
-        cond = self._condition(x0, captions, generator)
-        t = sample_times(count, generator, device)
-        eps = torch.randn(x0.shape, generator=generator, device=device)
+        small = self.half_size_first and progress < SMALL_UNTIL
+        return Order(index, 2 * self.count, full // 2) if small else Order(index, self.count, full)
+
+    def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        x0 = drawn.tensor(generator.device)
+        cond = self._condition(x0, drawn.captions, generator)
+        t = sample_times(order.count, generator, x0.device)
+        eps = torch.randn(x0.shape, generator=generator, device=x0.device)
         at = t[:, None, None, None]
         x0_pred = self.network((1 - at) * x0 + at * eps, t, self.network.prepare(cond))
         losses = velocity_loss(x0_pred, x0, t)
-        return losses.mean(), by_noise_level(losses.detach(), t), count
+        return losses.mean(), by_noise_level(losses.detach(), t)
 
     def _condition(self, x0: Tensor, captions: list[str], generator: torch.Generator) -> Conditioning:
         words = self.text.encode(captions)
@@ -81,10 +83,14 @@ class DecoderRecipe:
         assert self.dual is not None
         return self.dual.image_embed(x0)
 
-    def sheet(self, network: Any, path: Path) -> None:
-        from mmgen.training.sheets import decoder_sheet
+    def sheet(self, network: Any, path: Path) -> dict[str, float]:
+        from mmgen.training.sheets import decoder_sheet, quick_score
 
         decoder_sheet(network, self.text, path)
+        if not isinstance(self.source, StorybookSource):
+            return {}
+        self.judge = self.judge or self.source.judge()
+        return quick_score(network, self.text, self.judge)
 
 
 class SuperResRecipe:
@@ -93,37 +99,38 @@ class SuperResRecipe:
     part = "super-res"
 
     def __init__(
-        self, network: EfficientUNet, source: Source, *, lr: float = 1e-3, batch: int = 24, crop: int = 128
+        self, network: ConditionedUNet, source: Source, *, lr: float = 1e-3, batch: int = 24, crop: int = 128
     ) -> None:
         self.network, self.source = network, source
         self.lr, self.count, self.crop = lr, batch, crop
 
-    def loss(
-        self, index: int, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float], int]:
-        device = generator.device
-        source_size = 64 if index % 2 == 0 else 256
-        x0 = self.source.crops(index, self.count, self.crop, source_size).to(device)
-        level = torch.rand(self.count, generator=generator, device=device) * MAX_NOISE_LEVEL
+    def order(self, index: int, progress: float) -> Order:
+        return Order(index, self.count, self.crop, source_size=64 if index % 2 == 0 else 256)
+
+    def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        x0, device, source_size = drawn.tensor(generator.device), generator.device, order.source_size
+        assert source_size is not None
+        level = torch.rand(order.count, generator=generator, device=device) * MAX_NOISE_LEVEL
         low = torch.nn.functional.avg_pool2d(x0, 4)
         noise = torch.randn(low.shape, generator=generator, device=device)
         at = level[:, None, None, None]
         low_res = enlarge(low + at * noise)
-        t = sample_times(self.count, generator, device, mean=0.8, std=1.2)
+        t = sample_times(order.count, generator, device, mean=0.8, std=1.2)
         residual = (x0 - low_res) / self.network.config.residual_scale
         eps = torch.randn(x0.shape, generator=generator, device=device)
         at = t[:, None, None, None]
-        sizes = torch.full((self.count,), float(source_size), device=device)
+        sizes = torch.full((order.count,), float(source_size), device=device)
         cond = Conditioning(low_res=low_res, noise_level=level, source_size=sizes)
         predicted = self.network((1 - at) * residual + at * eps, t, self.network.prepare(cond))
         # on x0, not on v: the residual is small and one step from pure noise is how the network is mostly used
         losses = (predicted.float() - residual).square().flatten(1).mean(1)
-        return losses.mean(), by_noise_level(losses.detach(), t), self.count
+        return losses.mean(), by_noise_level(losses.detach(), t)
 
-    def sheet(self, network: Any, path: Path) -> None:
+    def sheet(self, network: Any, path: Path) -> dict[str, float]:
         from mmgen.training.sheets import super_res_sheet
 
         super_res_sheet(network, self.source, path)
+        return {}
 
 
 def enlarge(low: Tensor, factor: int = 4) -> Tensor:
@@ -144,20 +151,22 @@ class DualEncoderRecipe:
         self.network, self.source, self.text = network, source, text
         self.lr, self.count = lr, batch
 
-    def loss(
-        self, index: int, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float], int]:
-        pixels, captions = self.source.batch(index, self.count, self.network.config.image_size)
+    def order(self, index: int, progress: float) -> Order:
+        return Order(index, self.count, self.network.config.image_size)
+
+    def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        pixels, device = drawn.tensor(generator.device), generator.device
         # pictures from a network are never quite clean: the tower must not mind a little noise
-        noise = torch.randn(pixels.shape, generator=generator, device=generator.device)
-        strength = 0.1 * torch.rand(self.count, 1, 1, 1, generator=generator, device=generator.device)
-        image, text = self.network(pixels.to(generator.device) + strength * noise, self.text.encode(captions))
+        noise = torch.randn(pixels.shape, generator=generator, device=device)
+        strength = 0.1 * torch.rand(order.count, 1, 1, 1, generator=generator, device=device)
+        image, text = self.network(pixels + strength * noise, self.text.encode(drawn.captions))
         accuracy = (image @ text.T).argmax(1) == torch.arange(self.count, device=image.device)
         loss = contrastive_loss(image, text, self.network.log_scale.clamp(max=MAX_LOG_SCALE))
-        return loss, {"accuracy": accuracy.float().mean().item()}, self.count
+        return loss, {"accuracy": accuracy.float().mean().item()}
 
-    def sheet(self, network: Any, path: Path) -> None:
+    def sheet(self, network: Any, path: Path) -> dict[str, float]:
         """Nothing to draw: the accuracy in the log says it."""
+        return {}
 
 
 class PriorRecipe:
@@ -178,23 +187,24 @@ class PriorRecipe:
         self.network, self.source, self.text, self.dual = network, source, text, dual
         self.lr, self.count = lr, batch
 
-    def loss(
-        self, index: int, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float], int]:
+    def order(self, index: int, progress: float) -> Order:
+        return Order(index, self.count, self.dual.config.image_size)
+
+    def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         device = generator.device
-        pixels, captions = self.source.batch(index, self.count, self.dual.config.image_size)
         with torch.no_grad():
-            embed = self.dual.image_embed(pixels.to(device))
+            embed = self.dual.image_embed(drawn.tensor(device))
         x0 = embed * embed.shape[1] ** 0.5
-        words = self.text.encode(captions)
-        drop = torch.rand(self.count, generator=generator, device=device) < DROP_BOTH
+        words = self.text.encode(drawn.captions)
+        drop = torch.rand(order.count, generator=generator, device=device) < DROP_BOTH
         cond = Conditioning(text=words.text, text_mask=words.text_mask, pooled=words.pooled, drop_text=drop)
-        t = sample_times(self.count, generator, device)
+        t = sample_times(order.count, generator, device)
         eps = torch.randn(x0.shape, generator=generator, device=device)
         x0_pred = self.network((1 - t[:, None]) * x0 + t[:, None] * eps, t, self.network.prepare(cond))
         losses = velocity_loss(x0_pred, x0, t)
         fit = torch.nn.functional.cosine_similarity(x0_pred.detach().float(), x0, dim=1)
-        return losses.mean(), {"cosine": fit.mean().item(), **by_noise_level(losses.detach(), t)}, self.count
+        return losses.mean(), {"cosine": fit.mean().item(), **by_noise_level(losses.detach(), t)}
 
-    def sheet(self, network: Any, path: Path) -> None:
+    def sheet(self, network: Any, path: Path) -> dict[str, float]:
         """Nothing to draw: the cosine in the log says it."""
+        return {}

@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from mmgen.evaluation.judge import Judge
+from mmgen.evaluation.storybook import evaluate, quick
 from mmgen.models.text import TextEncoder
 from mmgen.noise import Noise
 from mmgen.pipelines.decoder_stage import DecoderStage
 from mmgen.pipelines.families import DECODER, SUPER_RES
 from mmgen.pipelines.stage import Draft, Stage
 from mmgen.pipelines.super_res_stage import FACTOR, SuperResStage, enlarge
-from mmgen.training.data import Source
+from mmgen.training.data import Order, Source
 
 PROMPTS = (
     "a red car on the street", "a cat on the grass", "a penguin in the snow", "a blue butterfly above a house",
@@ -35,22 +39,34 @@ def decoder_sheet(network: Any, text: TextEncoder, path: Path) -> None:
     """The 32 fixed prompts at seed 0, four rows of eight, by the decoder alone."""
     stage = DecoderStage(network, DECODER, uses_image_embed=False)
     draft = Draft(PROMPTS, text=text.encode(PROMPTS))
-    _save(_draw(stage, draft, network), path, columns=8, scale=2)
+    _save(_draw(stage, draft, network, [0] * len(PROMPTS)), path, columns=8, scale=2)
+
+
+def quick_score(network: Any, text: TextEncoder, judge: Judge) -> dict[str, float]:
+    """How many of the hundred quick prompts the decoder alone draws right, by the strict and by the lax rule."""
+
+    def generate(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+        stage = DecoderStage(network, DECODER, uses_image_embed=False)
+        pixels = _draw(stage, Draft(tuple(prompts), text=text.encode(prompts)), network, seeds)
+        return [Image.fromarray(picture) for picture in _bytes(pixels.permute(0, 2, 3, 1))]
+
+    overall = evaluate(generate, quick(), batch=32, judge=judge).overall
+    return {rule: score.mean for rule, score in overall.items()}
 
 
 def super_res_sheet(network: Any, source: Source, path: Path) -> None:
     """Six pictures: enlarged without the network, by it, and the truth."""
     size = network.config.sample_size
-    truth = source.batch(10**9, 6, size).pixels.to(next(network.parameters()).device)
+    truth = source.draw(Order(10**9, 6, size)).tensor(next(network.parameters()).device)
     low = torch.nn.functional.avg_pool2d(truth, FACTOR)
-    drawn = _draw(SuperResStage(network, SUPER_RES, size=size), Draft(("",) * 6, image=low), network)
+    drawn = _draw(SuperResStage(network, SUPER_RES, size=size), Draft(("",) * 6, image=low), network, [0] * 6)
     _save(torch.cat([enlarge(low), drawn, truth]), path, columns=6, scale=1)
 
 
 @torch.no_grad()
-def _draw(stage: Stage, draft: Draft, network: Any) -> Tensor:
-    """[B, 3, H, W] in [-1, 1], all at seed 0."""
-    run = stage.run(draft, stage.defaults, Noise([0] * len(draft.prompts), stage.name))
+def _draw(stage: Stage, draft: Draft, network: Any, seeds: list[int]) -> Tensor:
+    """[B, 3, H, W] in [-1, 1]."""
+    run = stage.run(draft, stage.defaults, Noise(seeds, stage.name))
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16):
         while True:
             try:
@@ -62,5 +78,10 @@ def _draw(stage: Stage, draft: Draft, network: Any) -> Tensor:
 
 def _save(pixels: Tensor, path: Path, *, columns: int, scale: int) -> None:
     rows = pixels.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    image = Image.fromarray(rows.add(1).mul(127.5).clamp(0, 255).round().byte().cpu().numpy())
+    image = Image.fromarray(_bytes(rows))
     image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path)
+
+
+def _bytes(pixels: Tensor) -> NDArray[np.uint8]:
+    drawn: NDArray[np.uint8] = pixels.add(1).mul(127.5).clamp(0, 255).round().byte().cpu().numpy()
+    return drawn

@@ -7,10 +7,14 @@ import json
 import math
 import os
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmgen.errors import ModelError, UsageError
+from mmgen.training.data import Batch, DrawnAhead, Order, Source
 from mmgen.training.ema import Ema
+from mmgen.training.muon import optimizers
 
 WARMUP_STEPS = 300
 DECAY_FROM = 0.7  # of the budget: from here the learning rate falls to zero
@@ -28,23 +34,26 @@ SAVE_SECONDS = 120.0
 class Recipe(Protocol):
     """What is trained and how: everything about one network that the loop does not know.
 
-    part: the network's name. network: what is trained. lr: peak learning rate. weights may be large: `loss` is called
-    with the index of the batch and how much of the budget is spent, in [0, 1), and returns the loss, named figures for
-    the log, and the number of pictures in it.
+    part: the network's name. network: what is trained. source: where its pictures come from. lr: peak learning rate.
     """
 
     part: str
     lr: float
+    source: Source
 
     @property
     def network(self) -> nn.Module: ...
 
-    def loss(
-        self, index: int, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float], int]: ...
+    def order(self, index: int, progress: float) -> Order:
+        """The batch of a step. progress: how much of the budget is spent, in [0, 1)."""
+        ...
 
-    def sheet(self, network: Any, path: Path) -> None:
-        """Draw what the averaged network can do by now."""
+    def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss of what was drawn, and named figures for the log."""
+        ...
+
+    def sheet(self, network: Any, path: Path) -> dict[str, float]:
+        """Draw what the averaged network can do by now; returns figures for the log, if it can be measured."""
         ...
 
 
@@ -102,29 +111,58 @@ def train(
 ) -> State:
     """Train until the budget is spent; the averaged network is then in `out`/`recipe.part`.
 
-    Raises UsageError if `out` holds a run and resume is not asked for, or the other way round; NonFiniteError never:
-    a step whose gradient is not finite is skipped and logged, 20 in a row end the run with ModelError.
+    Ctrl-C ends the run after its present step; it and data that cannot be read lose nothing. Raises UsageError if `out`
+    holds a run and resume is not asked for, or the other way round; NonFiniteError never: a step whose gradient is not
+    finite is skipped and logged, 20 in a row end the run with ModelError.
     """
     run = _Run(recipe, out, seed, resume)
     started = spoken = saved = drawn = time.monotonic()
     before = run.state.seconds
-    while (progress := budget.progress(run.state)) < 1:
-        run.step(progress, budget.lr_factor(run.state))
-        now = time.monotonic()
-        run.state.seconds = before + now - started
-        if now - spoken > 15:
-            say(run.report(budget))
-            spoken = now
-        if now - drawn > 60 * sheet_minutes:
-            recipe.sheet(run.ema.module, out / f"sheet-{run.state.step:07d}.png")
-            drawn = now
-        if now - saved > SAVE_SECONDS:
-            run.save()
-            saved = now
+    try:
+        with _asked_to_stop() as stop:
+            while not stop.is_set() and (progress := budget.progress(run.state)) < 1:
+                run.step(progress, budget.lr_factor(run.state))
+                now = time.monotonic()
+                run.state.seconds = before + now - started
+                if now - spoken > 15:
+                    say(run.report(budget))
+                    spoken = now
+                if now - drawn > 60 * sheet_minutes:
+                    run.sheet()
+                    drawn = now
+                if now - saved > SAVE_SECONDS:
+                    run.save()
+                    saved = now
+    except UsageError:  # of the data: the weights are as the last step left them
+        run.save()
+        raise
+    finally:
+        run.ahead.close()
     run.save()
-    recipe.sheet(run.ema.module, out / f"sheet-{run.state.step:07d}.png")
+    if stop.is_set():
+        raise KeyboardInterrupt
+    run.sheet()
     say(run.report(budget))
     return run.state
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, so that a step is never torn; pressed again, it interrupts as always."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Run:
@@ -143,29 +181,33 @@ class _Run:
         self.accelerator = Accelerator(mixed_precision="bf16")
         self.device = self.accelerator.device
         network = recipe.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-        )
+        self.optimizers = optimizers(network, recipe.lr)
         self.ema = Ema(network)
         self.state = State(recipe.part, seed)
         if resume:
-            self._load(network, optimizer)
-        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+            self._load(network)
+        self.network, *self.optimizers = self.accelerator.prepare(network, *self.optimizers)
+        self.ahead = DrawnAhead(recipe.source, workers(self.device))
         self.figures: dict[str, list[float]] = {}
         self.skipped = 0
         self.spoken = (time.monotonic(), self.state.pictures)
 
     def step(self, progress: float, lr_factor: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * lr_factor
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.recipe.lr * lr_factor
         # derived from the step, so that a resumed run draws what an uninterrupted one would have drawn
         generator = torch.Generator(self.device).manual_seed(self.state.seed * 1_000_003 + self.state.step)
+        steps = range(self.state.step, self.state.step + 1 + self.ahead.depth)
+        orders = [self.recipe.order(index, progress) for index in steps]
+        drawn = self.ahead.take(orders)
         with self.accelerator.autocast():
-            loss, figures, pictures = self.recipe.loss(self.state.step, progress, generator)
+            loss, figures = self.recipe.loss(orders[0], drawn, generator)
         self.accelerator.backward(loss)
         norm = float(self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0))
         if math.isfinite(norm):
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.ema.update(self.accelerator.unwrap_model(self.network))
             self.skipped = 0
         elif (skipped := self.skipped + 1) >= 20:
@@ -174,11 +216,22 @@ class _Run:
             )
         else:
             self.skipped = skipped
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         self.state.step += 1
-        self.state.pictures += pictures
-        for name, value in {"loss": loss.item(), "grad_norm": norm, **figures}.items():
+        self.state.pictures += orders[0].count
+        self.note(
+            {"loss": loss.item(), "grad_norm": norm, **figures} if math.isfinite(norm) else {"skipped": 1.0}
+        )
+
+    def note(self, figures: dict[str, float]) -> None:
+        """Keep figures for the next report."""
+        for name, value in figures.items():
             self.figures.setdefault(name, []).append(value)
+
+    def sheet(self) -> None:
+        """Draw what the averaged network can do by now, and keep what that measured."""
+        self.note(self.recipe.sheet(self.ema.module, self.out / f"sheet-{self.state.step:07d}.png"))
 
     def report(self, budget: Budget) -> str:
         """One line for a person, the same as JSON in log.jsonl; the figures are means since the last report."""
@@ -208,16 +261,19 @@ class _Run:
             _flat(self.accelerator.unwrap_model(self.network).state_dict()), new / "network.safetensors"
         )
         save_file(_flat(self.ema.module.state_dict()), new / "ema.safetensors")
-        save_file(_optimizer_tensors(self.optimizer), new / "optimizer.safetensors")
+        save_file(_optimizer_tensors(self.optimizers), new / "optimizer.safetensors")
         entry = {**asdict(self.state), "ema_updates": self.ema.updates}
         (new / "state.json").write_text(json.dumps(entry), "utf-8")
         if final.exists():
             os.replace(final, old)
         os.replace(new, final)
         shutil.rmtree(old, ignore_errors=True)
-        save_network(self.ema.module, self.out / self.state.part)
+        written = self.out / f"{self.state.part}-new"
+        save_network(self.ema.module, written)
+        shutil.rmtree(self.out / self.state.part, ignore_errors=True)
+        os.replace(written, self.out / self.state.part)
 
-    def _load(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def _load(self, network: nn.Module) -> None:
         folder = self.out / "checkpoint"
         entry = json.loads((folder / "state.json").read_text("utf-8"))
         self.ema.updates = entry.pop("ema_updates")
@@ -226,7 +282,12 @@ class _Run:
         self.state = State(**entry)
         network.load_state_dict(load_file(folder / "network.safetensors"))
         self.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
-        _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
+        _load_optimizers(self.optimizers, load_file(folder / "optimizer.safetensors"))
+
+
+def workers(device: torch.device) -> int:
+    """How many processes draw pictures: on a GPU machine all cores but one, else none, as the network needs them."""
+    return max(1, (os.cpu_count() or 2) - 1) if device.type == "cuda" else 0
 
 
 def _recover(out: Path) -> None:
@@ -258,18 +319,22 @@ def _flat(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous(memory_format=plain) for name, value in state.items()}
 
 
-def _optimizer_tensors(optimizer: Any) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return _flat({f"{i}.{name}": value for i, slots in state.items() for name, value in slots.items()})
+def _optimizer_tensors(optimizers: list[Any]) -> dict[str, Tensor]:
+    tensors = {}
+    for which, optimizer in enumerate(optimizers):
+        for index, slots in optimizer.state_dict()["state"].items():
+            tensors.update({f"{which}.{index}.{name}": value for name, value in slots.items()})
+    return _flat(tensors)
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+def _load_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    parameters = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        like = parameters[int(index)]
+        which, index, name = key.split(".", 2)
+        like = parameters[int(which)][int(index)]
         if value.shape == like.shape:
             value = torch.empty_like(like).copy_(value)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        states[int(which)].setdefault(int(index), {})[name] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -15,6 +15,8 @@ from mmgen.attention import attention
 from mmgen.conditioning import Conditioning, concat
 from mmgen.models import presets
 from mmgen.models.efficient_unet import EfficientUNet
+from mmgen.models.unet import UNet
+from mmgen.nn.blocks import AttentionBlock
 from mmgen.noise import Noise
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.super_res_stage import SuperResStage, enlarge
@@ -23,6 +25,7 @@ from tests.checkpoints import awake
 
 PERSISTED: dict[str, Callable[[], Any]] = {
     "decoder": presets.decoder_tiny,
+    "unet": presets.unet_tiny,
     "super_res": presets.super_res_tiny,
     "dual_encoder": presets.dual_encoder_tiny,
     "prior": presets.prior_tiny,
@@ -54,9 +57,13 @@ def told_low_res(count: int = 3, px: int = 32) -> Conditioning:
 
 CASES: dict[str, tuple[Callable[[], Any], tuple[int, ...], Callable[[int], Conditioning]]] = {
     "decoder": (presets.decoder_tiny, (3, 16, 16), told),
+    "unet": (presets.unet_tiny, (3, 16, 16), told),
     "prior": (presets.prior_tiny, (16,), told),
     "super_res": (presets.super_res_tiny, (3, 32, 32), told_low_res),
 }
+
+
+DECODERS = ("decoder", "unet")
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +85,10 @@ def test_the_answer_has_the_shape_of_the_question(networks: dict[str, Any], name
     assert out.std() > 0.01
 
 
+@pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("px", [8, 16, 24])
-def test_the_decoder_draws_at_other_sizes(networks: dict[str, Any], px: int) -> None:
-    assert ask(networks["decoder"], told(), (3, px, px)).shape == (3, 3, px, px)
+def test_a_decoder_draws_at_other_sizes(networks: dict[str, Any], name: str, px: int) -> None:
+    assert ask(networks[name], told(), (3, px, px)).shape == (3, 3, px, px)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -103,7 +111,7 @@ def test_a_batch_is_its_pictures_one_by_one(networks: dict[str, Any], name: str)
             )
 
 
-@pytest.mark.parametrize("name", ["decoder", "prior"])
+@pytest.mark.parametrize("name", [*DECODERS, "prior"])
 def test_padding_changes_nothing(networks: dict[str, Any], name: str) -> None:
     _, shape, _ = CASES[name]
     cond = told(3)
@@ -122,7 +130,7 @@ def test_padding_changes_nothing(networks: dict[str, Any], name: str) -> None:
     assert not torch.allclose(ask(network, unmasked, shape), plain, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["decoder", "prior"])
+@pytest.mark.parametrize("name", [*DECODERS, "prior"])
 def test_a_dropped_text_is_the_null_whatever_it_said(networks: dict[str, Any], name: str) -> None:
     _, shape, _ = CASES[name]
     network, cond = networks[name], told(3)
@@ -142,14 +150,15 @@ def test_a_dropped_text_is_the_null_whatever_it_said(networks: dict[str, Any], n
 def test_a_dropped_null_does_not_depend_on_the_length_of_the_text(networks: dict[str, Any]) -> None:
     drop = torch.ones(3, dtype=torch.bool)
     short, long = (replace(told(3, n), drop_text=drop) for n in (2, 9))
-    for name in ("decoder", "prior"):
+    for name in (*DECODERS, "prior"):
         shape = CASES[name][1]
         a, b = ask(networks[name], short, shape), ask(networks[name], long, shape)
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
-def test_a_dropped_image_is_the_null(networks: dict[str, Any]) -> None:
-    network, cond = networks["decoder"], told(3)
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_dropped_image_is_the_null(networks: dict[str, Any], name: str) -> None:
+    network, cond = networks[name], told(3)
     assert cond.image_embed is not None
     none = ask(network, replace(cond, image_embed=None), (3, 16, 16))
     dropped = ask(network, replace(cond, drop_image=torch.ones(3, dtype=torch.bool)), (3, 16, 16))
@@ -175,8 +184,11 @@ def test_prepared_once_is_prepared_at_every_step(networks: dict[str, Any], name:
     ("name", "field"),
     [
         ("decoder", "text"),
+        ("unet", "text"),
         ("decoder", "text_mask"),
+        ("unet", "text_mask"),
         ("decoder", "pooled"),
+        ("unet", "pooled"),
         ("prior", "text"),
         ("prior", "text_mask"),
         ("prior", "pooled"),
@@ -191,6 +203,31 @@ def test_what_a_network_is_not_told_it_asks_for(networks: dict[str, Any], name: 
         networks[name].prepare(replace(cond, **{field: None}))
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_attention_block_is_given_the_text_that_it_has_prepared(
+    networks: dict[str, Any], name: str
+) -> None:
+    network, cond = networks[name], told(3)
+    blocks = [part for part in network.modules() if isinstance(part, AttentionBlock)]
+    prepared = network.prepare(cond)
+    assert len(prepared.text_kv) == len(blocks) > 0
+    heard: dict[AttentionBlock, Tensor] = {}
+    hooks = [b.register_forward_pre_hook(lambda block, told: heard.update({block: told[1]})) for b in blocks]
+    network(normal(3, 3, 16, 16), torch.full((3,), 0.5), prepared)
+    for hook in hooks:
+        hook.remove()
+    tokens = torch.cat(
+        [
+            network.text(cond.text, cond.text_mask),
+            network.image_tokens(cond.image_embed).unflatten(1, (4, -1)),
+        ],
+        dim=1,
+    )
+    for block in blocks:
+        for given, own in zip(heard[block], block.text_keys_values(tokens), strict=True):
+            assert torch.equal(given, own)
+
+
 @pytest.mark.parametrize("field", ["noise_level", "source_size", "low_res"])
 def test_super_resolution_hears_all_that_it_is_told(networks: dict[str, Any], field: str) -> None:
     cond = told_low_res()
@@ -200,7 +237,7 @@ def test_super_resolution_hears_all_that_it_is_told(networks: dict[str, Any], fi
     assert not torch.allclose(before, after, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["decoder", "prior"])
+@pytest.mark.parametrize("name", [*DECODERS, "prior"])
 def test_the_time_the_target_and_the_guidance_are_heard(networks: dict[str, Any], name: str) -> None:
     _, shape, make = CASES[name]
     network, x, cond = networks[name], normal(3, *shape), make(3)
@@ -294,25 +331,44 @@ def test_the_bundled_networks_stay_within_their_budget(
     assert least <= count <= most, f"{count:,} parameters"
 
 
+@pytest.mark.parametrize("network", [EfficientUNet, UNet])
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"channels": (16, 32, 48)}, "one entry per resolution"),
+        ({"channels": (), "blocks": (), "attention": ()}, "sample_size is 64"),
         ({"channels": (16, 40), "text_dim": 8}, "40 channels cannot be split into heads of 16"),
-        ({"sample_size": 60, "stem": 8}, "sample_size is 60: it must be a multiple of 16"),
+        ({"sample_size": 63}, "sample_size is 63: it must be a multiple of"),
         ({"sample_size": 0}, "sample_size is 0"),
         ({"residual_scale": 0.0}, "residual_scale is"),
         ({"residual_scale": float("nan")}, "residual_scale is nan"),
     ],
 )
-def test_a_network_that_cannot_be_is_refused(options: dict[str, Any], says: str) -> None:
+def test_a_network_that_cannot_be_is_refused(network: Any, options: dict[str, Any], says: str) -> None:
+    two = {"channels": (16, 32), "blocks": (1, 1), "attention": (False, True), "head_dim": 16}
     with pytest.raises(ValueError, match=says):
-        EfficientUNet(**options)
+        network(**{**two, **options})
 
 
-def test_a_network_that_is_told_nothing_says_so() -> None:
+@pytest.mark.parametrize(
+    ("network", "options", "grain"),
+    [(EfficientUNet, {"stem": 8}, 16), (UNet, {}, 2)],
+    ids=["efficient", "plain"],
+)
+def test_the_side_of_a_picture_is_counted_in_the_lowest_resolution(
+    network: Any, options: dict[str, Any], grain: int
+) -> None:
+    two = {"channels": (16, 16), "blocks": (1, 1), "attention": (False, False), **options}
+    network(sample_size=3 * grain, **two)
+    with pytest.raises(ValueError, match=f"must be a multiple of {grain} "):
+        network(sample_size=3 * grain + 1, **two)
+
+
+@pytest.mark.parametrize("network", [EfficientUNet, UNet])
+def test_a_network_that_is_told_nothing_says_so(network: Any) -> None:
+    two = network(channels=(16, 16), blocks=(1, 1), attention=(False, False), vector_dim=16)
     with pytest.raises(ValueError, match="is told nothing"):
-        EfficientUNet(channels=(16, 16), vector_dim=16).prepare(Conditioning())
+        two.prepare(Conditioning())
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 import mmgen
 from mmgen.errors import ModelError
 from mmgen.memory import peak_bytes
+from mmgen.pipelines.catalogue import describe, sizes, verify
 from mmgen.pipelines.checkpoint import write_manifest
-from mmgen.pipelines.loading import describe, verify, write_checkpoint
+from mmgen.pipelines.loading import write_checkpoint
 from mmgen.pipelines.text_to_image import TextToImage
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -39,6 +40,14 @@ def refused(folder: Path, says: str) -> str:
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_sizes_are_known_before_loading(tiny_copy: Path, pipe: TextToImage) -> None:
+    assert sizes(tiny_copy) == pipe.sizes
+    for wrong in (0, -16, "16", None, 1.5):
+        edit(tiny_copy / "decoder" / "config.json", lambda v, side=wrong: v.update(sample_size=side))
+        with pytest.raises(ModelError, match=r"sample_size is .*, and must be a number of pixels"):
+            sizes(tiny_copy)
 
 
 def test_describe_and_verify_read_no_weights(tiny_folder: Path, pipe: TextToImage) -> None:
@@ -129,6 +138,68 @@ def test_every_damaged_file_is_listed(tiny_copy: Path) -> None:
     assert [line.split()[0] for line in verify(tiny_copy)] == [f"decoder/{WEIGHTS}", "vocabulary.json"]
 
 
+def test_files_that_the_manifest_does_not_list_are_named(tiny_copy: Path) -> None:
+    for name in ("decoder/diffusion_pytorch_model-2.safetensors", "notes.txt", "tokenizer/added_tokens.json"):
+        (tiny_copy / name).write_text("{}", "utf-8")
+        assert f"{name} is not in manifest.json: remove it" in refused(tiny_copy, "checkpoint copy: ")
+    (tiny_copy / "vocabulary.json").unlink()
+    assert [line.split()[0] for line in verify(tiny_copy)] == [
+        "vocabulary.json",
+        "decoder/diffusion_pytorch_model-2.safetensors",
+        "notes.txt",
+        "tokenizer/added_tokens.json",
+    ]
+    refused(
+        tiny_copy,
+        r"vocabulary\.json is missing.*notes\.txt.* \(and 1 more: 'mmgen models verify' lists them\)",
+    )
+
+
+def test_hidden_files_are_let_be_and_not_listed(tiny_copy: Path, pipe: TextToImage) -> None:
+    for name in (".gitattributes", "decoder/.DS_Store", ".cache/huggingface/download.lock"):
+        (tiny_copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (tiny_copy / name).write_text("x", "utf-8")
+    assert verify(tiny_copy) == []
+    assert load(tiny_copy).digest == pipe.digest
+    before = (tiny_copy / "manifest.json").read_bytes()
+    write_manifest(tiny_copy)
+    assert (tiny_copy / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("target", ["file", "folder", "nowhere", "upwards"])
+def test_a_link_out_of_the_folder_is_refused(tiny_copy: Path, tmp_path: Path, target: str) -> None:
+    weights = tiny_copy / "decoder" / WEIGHTS
+    away = tmp_path / "away"
+    match target:
+        case "file":  # the very bytes that the manifest lists
+            shutil.move(weights, away)
+            weights.symlink_to(away)
+        case "folder":
+            shutil.move(weights.parent, away)
+            weights.parent.symlink_to(away)
+        case "nowhere":
+            (tiny_copy / ".hidden").symlink_to(away)
+        case "upwards":
+            (tiny_copy / "up").symlink_to("..")
+    refused(tiny_copy, "is a link that leads out of the folder")
+    assert len(verify(tiny_copy)) == 1
+
+
+def test_a_link_that_stays_in_the_folder_is_a_file_like_others(tiny_copy: Path, pipe: TextToImage) -> None:
+    weights = tiny_copy / "decoder" / WEIGHTS
+    weights.rename(tiny_copy / ".weights")
+    weights.symlink_to("../.weights")
+    assert load(tiny_copy).digest == pipe.digest
+    (tiny_copy / "circle").symlink_to("circle")
+    (tiny_copy / "again").symlink_to("vocabulary.json")
+    assert verify(tiny_copy) == ["again is not in manifest.json: remove it"]
+
+
+def test_a_checkpoint_may_be_reached_by_a_link(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tiny_folder)
+    assert load(tmp_path / "link").sizes == sizes(tmp_path / "link") == (16, 64, 256)
+
+
 # Damage that a fresh manifest hides.
 
 
@@ -202,6 +273,10 @@ def test_tensors_that_the_network_does_not_have(tiny_copy: Path, part: str, chan
         ("decoder", "channels", []),
         ("decoder", "channels", "wide"),
         ("decoder", "surprise", 1),
+        ("decoder", "_class_name", "UNet"),
+        ("decoder", "_class_name", "UNet2DModel"),
+        ("decoder", "_class_name", None),
+        ("prior", "_class_name", "UNet"),
     ],
 )
 def test_a_config_that_does_not_fit(tiny_copy: Path, part: str, field: str, value: object) -> None:
@@ -304,6 +379,12 @@ def test_a_manifest_that_leaves_the_folder(tiny_copy: Path, path: str) -> None:
         ("family", ["storybook"], "of family"),
         ("decoder", ["os", "system"], "component 'decoder' is"),
         ("decoder", None, "component 'decoder' is None"),
+        ("decoder", ["mmgen.models.prior", "DiffusionPrior"], "component 'decoder' is"),
+        (
+            "decoder",
+            ["mmgen.models.unet", "UNet"],
+            r"says that decoder is mmgen\.models\.unet\.UNet, not mmgen",
+        ),
         ("text_encoder", ["transformers", "GPT2Model"], "component 'text_encoder'"),
         ("text_layer", "first", "text_layer"),
         ("text_layer", 7, "text_layer"),
@@ -329,6 +410,15 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
     refused(tmp_path, r"is no checkpoint: it has no model_index\.json")
     with pytest.raises(ModelError, match="no model 'nothing': give a folder"):
         mmgen.load("nothing")
+
+
+def test_a_class_that_nobody_knows_is_answered_with_the_known_ones(tiny_copy: Path) -> None:
+    edit(tiny_copy / "decoder" / "config.json", lambda v: v.update(_class_name="UNet2DModel"))
+    write_manifest(tiny_copy)
+    says = refused(tiny_copy, r"decoder/config\.json is of class 'UNet2DModel', not ")
+    assert says.endswith("mmgen.models.efficient_unet.EfficientUNet or mmgen.models.unet.UNet")
+    with pytest.raises(ModelError, match="'UNet2DModel'"):
+        write_checkpoint(tiny_copy, name="x", family="storybook", options={}, words=frozenset())
 
 
 def test_a_component_without_its_folder(tiny_copy: Path) -> None:

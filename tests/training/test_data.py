@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from mmgen.errors import UsageError
-from mmgen.training.data import FolderSource, open_source
+from mmgen.training.data import DrawnAhead, FolderSource, Order, open_source
 from tests.training.conftest import write_pictures
 
 
@@ -17,24 +18,41 @@ from tests.training.conftest import write_pictures
 def test_captions_beside_the_pictures_or_in_one_file(tmp_path: Path, captions: str) -> None:
     source = FolderSource(write_pictures(tmp_path / "p", captions), 0)
     assert [caption for _, caption in source.items][:2] == ["red above green", "red above blue"]
-    batch = source.batch(0, 4, 8)
+    batch = source.draw(Order(0, 4, 8))
     assert batch.pixels.shape == (4, 3, 8, 8)
-    assert batch.pixels.dtype == torch.float32
-    assert batch.pixels.abs().max() <= 1
-    for pixels, caption in zip(batch.pixels, batch.captions, strict=True):
+    assert batch.pixels.dtype == np.uint8
+    tensor = batch.tensor(torch.device("cpu"))
+    assert torch.allclose((tensor + 1) * 127.5, torch.from_numpy(batch.pixels).float(), atol=1e-4)
+    for pixels, caption in zip(tensor, batch.captions, strict=True):
         channel = ["red", "green", "blue"].index(caption.split()[0])
         assert int(pixels[:, 0].mean(1).argmax()) == channel
 
 
 def test_the_same_index_gives_the_same_batch(pictures: Path) -> None:
     one, two = FolderSource(pictures, 0), FolderSource(pictures, 0)
-    assert torch.equal(one.batch(5, 8, 8).pixels, two.batch(5, 8, 8).pixels)
-    assert one.batch(5, 8, 8).captions == two.batch(5, 8, 8).captions
-    assert one.batch(5, 8, 8).captions != one.batch(6, 8, 8).captions
-    assert one.batch(5, 8, 8).captions != FolderSource(pictures, 1).batch(5, 8, 8).captions
-    crops = one.crops(1, 3, 16, 8)
-    assert crops.shape == (3, 3, 16, 16)
-    assert torch.equal(crops, two.crops(1, 3, 16, 8))
+    assert np.array_equal(one.draw(Order(5, 8, 8)).pixels, two.draw(Order(5, 8, 8)).pixels)
+    assert one.draw(Order(5, 8, 8)).captions == two.draw(Order(5, 8, 8)).captions
+    assert one.draw(Order(5, 8, 8)).captions != one.draw(Order(6, 8, 8)).captions
+    assert one.draw(Order(5, 8, 8)).captions != FolderSource(pictures, 1).draw(Order(5, 8, 8)).captions
+    crops = one.draw(Order(1, 3, 16, 8))
+    assert crops.pixels.shape == (3, 3, 16, 16)
+    assert np.array_equal(crops.pixels, two.draw(Order(1, 3, 16, 8)).pixels)
+
+
+def test_processes_draw_the_same_ahead(pictures: Path) -> None:
+    source = FolderSource(pictures, 0)
+    orders = [Order(i, 3, 8, None if i % 2 else 4) for i in range(6)]
+    ahead = DrawnAhead(source, 2)
+    try:
+        for i, order in enumerate(orders):
+            batch, drawn = ahead.take(orders[i : i + 1 + ahead.depth]), source.draw(order)
+            assert np.array_equal(batch.pixels, drawn.pixels)
+            assert batch.captions == drawn.captions
+        (pictures / "0.png").write_bytes(b"")
+        with pytest.raises(UsageError, match=r"0\.png cannot be read as a picture"):
+            ahead.take([Order(9, 64, 8)])
+    finally:
+        ahead.close()
 
 
 def test_a_picture_without_a_caption(pictures: Path) -> None:
@@ -80,4 +98,4 @@ def test_a_picture_that_cannot_be_read(tmp_path: Path, damage: str) -> None:
         {"nonsense": b"not a picture", "truncated": data[: len(data) // 2], "empty": b""}[damage]
     )
     with pytest.raises(UsageError, match=r"0\.png cannot be read as a picture"):
-        FolderSource(folder, 0).batch(0, 1, 8)
+        FolderSource(folder, 0).draw(Order(0, 1, 8))

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from mmgen.errors import ModelError, UsageError
 from mmgen.models import presets
 from mmgen.models.efficient_unet import EfficientUNet
 from mmgen.models.text import TextEncoder
-from mmgen.training import start, trainer
-from mmgen.training.data import FolderSource
+from mmgen.training import muon, start, trainer
+from mmgen.training.data import Batch, FolderSource, Order
 from mmgen.training.recipes import DecoderRecipe, DualEncoderRecipe, PriorRecipe, SuperResRecipe
 from mmgen.training.trainer import Budget, State, train
 from tests.checkpoints import write_bert
@@ -34,16 +35,14 @@ class Decoder(DecoderRecipe):
     stop_at: int | None = None
     poison: Callable[[int], bool] = staticmethod(lambda _index: False)
 
-    def loss(
-        self, index: int, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float], int]:
-        if index == self.stop_at:
+    def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        if order.index == self.stop_at:
             raise KeyboardInterrupt
-        loss, figures, count = super().loss(index, progress, generator)
-        return (loss * math.nan if self.poison(index) else loss), figures, count
+        loss, figures = super().loss(order, drawn, generator)
+        return (loss * math.nan if self.poison(order.index) else loss), figures
 
-    def sheet(self, network: torch.nn.Module, path: Path) -> None:
-        pass
+    def sheet(self, network: torch.nn.Module, path: Path) -> dict[str, float]:
+        return {"drawn": 1.0}
 
 
 @pytest.fixture
@@ -60,7 +59,13 @@ def recipe(pictures: Path, encoder: TextEncoder) -> Callable[..., Decoder]:
 @pytest.fixture(autouse=True)
 def save_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(muon, "MATRIX_SIDE", 8)  # tiny networks have no larger ones
     monkeypatch.setattr(trainer, "WARMUP_STEPS", 2)  # so that the decay shows within six steps
+
+
+def first(recipe: Any, index: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    order = recipe.order(index, 0.9)
+    return recipe.loss(order, recipe.source.draw(order), generator)
 
 
 def quiet(line: str) -> None:
@@ -95,7 +100,41 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(
     assert same(tmp_path / "whole", tmp_path / "parts")
     assert (resumed.step, resumed.pictures) == (whole.step, whole.pictures) == (6, 6 * 4 + 2 * 4)
     names = [name for name in tensors(tmp_path / "whole") if name.startswith("optimizer")]
-    assert {name.rsplit(".", 1)[1] for name in names} == {"step", "exp_avg", "exp_avg_sq"}
+    assert {name.rsplit(".", 1)[1] for name in names} == {"momentum", "step", "exp_avg", "exp_avg_sq"}
+
+
+def test_workers_draw_what_the_run_itself_would_have_drawn(
+    recipe: Callable[..., Decoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(recipe(), tmp_path / "alone", 4)
+    monkeypatch.setattr(trainer, "workers", lambda _device: 2)
+    run(recipe(), tmp_path / "helped", 4)
+    assert same(tmp_path / "alone", tmp_path / "helped")
+
+
+def test_ctrl_c_ends_the_run_after_its_step_and_loses_nothing(
+    recipe: Callable[..., Decoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 1e9)
+    made = recipe()
+    made.poison = lambda index: bool(index == 3 and os.kill(os.getpid(), signal.SIGINT))  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run(made, tmp_path / "parts")
+    assert json.loads((tmp_path / "parts" / "checkpoint" / "state.json").read_text("utf-8"))["step"] == 4
+    run(recipe(), tmp_path / "parts", resume=True)
+    run(recipe(), tmp_path / "whole")
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_data_that_cannot_be_read_loses_nothing(
+    recipe: Callable[..., Decoder], tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 1e9)
+    made = recipe()
+    made.poison = lambda index: index == 2 and [p.write_bytes(b"") for p in pictures.glob("*.png")] == []  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match="cannot be read as a picture"):
+        run(made, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text("utf-8"))["step"] == 3
 
 
 def test_another_seed_is_another_run(recipe: Callable[..., Decoder], tmp_path: Path) -> None:
@@ -145,12 +184,12 @@ def test_the_loss_falls_on_two_pictures(
     for seed in range(8):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            before.append(made.loss(seed, 0.5, generator)[0].item())
+            before.append(first(made, seed, generator)[0].item())
     run(made, tmp_path / "run", 60)
     for seed in range(8):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            after.append(made.loss(seed, 0.5, generator)[0].item())
+            after.append(first(made, seed, generator)[0].item())
     assert sum(after) < 0.6 * sum(before)
 
 
@@ -163,6 +202,7 @@ def test_the_trained_network_can_be_loaded(recipe: Callable[..., Decoder], tmp_p
     entry = json.loads((tmp_path / "run" / "log.jsonl").read_text("utf-8").splitlines()[-1])
     assert (entry["part"], entry["step"]) == ("decoder", 2)
     assert math.isfinite(entry["loss"])
+    assert entry["drawn"] == 1
 
 
 def test_only_the_newest_checkpoint_is_kept(recipe: Callable[..., Decoder], tmp_path: Path) -> None:
@@ -312,9 +352,8 @@ def test_every_recipe_gives_a_loss_that_teaches(pictures: Path, encoder: TextEnc
         SuperResRecipe(presets.super_res_tiny(), source, batch=3, crop=32),
     ]
     for made in recipes:
-        loss, figures, count = made.loss(0, 0.9, torch.Generator().manual_seed(0))
+        loss, figures = first(made, 0, torch.Generator().manual_seed(0))
         loss.backward()
-        assert count == 3
         assert math.isfinite(loss.item())
         assert loss.item() > 0
         assert all(math.isfinite(value) for value in figures.values())

@@ -1,0 +1,131 @@
+"""Which models there are, and what is known of one before its weights are read. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmgen.errors import ModelError, UsageError
+from mmgen.pipelines.checkpoint import INDEX, digest, problems, read_json, read_manifest, weight_header
+from mmgen.pipelines.families import FAMILIES, Family, Kind
+from mmgen.types import Size
+
+
+def available() -> list[str]:
+    """Names of the models that come with mmgen."""
+    return sorted(p.parent.name for p in _bundled().glob(f"*/{INDEX}"))
+
+
+def find(name_or_folder: str | Path) -> Path:
+    """The folder of a bundled model's name, or the folder itself. Raises ModelError if it is neither."""
+    if str(name_or_folder) in available():
+        return _bundled() / str(name_or_folder)
+    if os.path.isdir(name_or_folder):  # unlike Path.is_dir it has an answer for a name that cannot be
+        return Path(name_or_folder)
+    raise ModelError(
+        f"no model {str(name_or_folder)!r}: give a folder, or one of {', '.join(available()) or 'none'}"
+    )
+
+
+def read_index(folder: Path) -> tuple[dict[str, Any], Family]:
+    """The index of a checkpoint and its family.
+
+    Raises ModelError if the family is unknown, or a component is missing or of a class that the family does not take.
+    """
+    index = read_json(folder / INDEX)
+    name = str(index.get("family"))
+    if name not in FAMILIES:
+        raise ModelError(f"{folder.name}/{INDEX} is of family {name!r}: mmgen knows {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    for part, kinds in family.components.items():
+        said: Any = index.get(part)
+        if said not in map(list, kinds):
+            raise ModelError(f"{folder.name}/{INDEX}: component {part!r} is {said}, not {_names(kinds)}")
+        if (kind := kind_of(folder / part, kinds)) != tuple(said):
+            raise ModelError(
+                f"{folder.name}/{INDEX} says that {part} is {_names([said])}, not {_names([kind])}"
+            )
+    return index, family
+
+
+def kind_of(component: Path, kinds: Sequence[Kind]) -> Kind:
+    """Which of several classes a component's own configuration names. Raises ModelError if it is none of them.
+
+    component: its folder inside the checkpoint. kinds: what it may be, not empty.
+    """
+    folder, part = component.parent.name, component.name
+    if not (component / "config.json").is_file():
+        raise ModelError(f"checkpoint {folder} has no {part}/config.json: the folder is incomplete")
+    if kinds[0][0] == "transformers":  # it has its own way to say so
+        return kinds[0]
+    named = read_json(component / "config.json").get("_class_name")
+    for kind in kinds:
+        if kind[1] == named:
+            return kind
+    raise ModelError(f"{part}/config.json is of class {named!r}, not {_names(kinds)}")
+
+
+def sizes(name_or_folder: str | Path) -> tuple[int, ...]:
+    """Sides in pixels of the square pictures a model can draw, smallest first. Raises ModelError if it is none."""
+    folder = find(name_or_folder)
+    _, family = read_index(folder)
+    side = read_json(folder / "decoder" / "config.json").get("sample_size")
+    if not isinstance(side, int) or side < 1:
+        raise ModelError(f"decoder/config.json: sample_size is {side!r}, and must be a number of pixels")
+    return tuple(scale * side for scale in family.scales)
+
+
+def fitting_side(size: Size, sides: Sequence[int], name: str) -> int:
+    """The side of a square picture of `size`, if it is one of `sides`. Raises UsageError otherwise.
+
+    size: width and height in pixels. name: of the model, for the error.
+    """
+    width, height = size
+    if width != height or width not in sides:
+        raise UsageError(
+            f"{name} cannot draw {width}x{height}: choose {' or '.join(f'{s}x{s}' for s in sides)}"
+        )
+    return width
+
+
+def describe(name_or_folder: str | Path) -> dict[str, Any]:
+    """Name, family, digest and, for each component, class, parameters, bytes and dtypes: headers alone are read."""
+    folder = find(name_or_folder)
+    index, family = read_index(folder)
+    return {
+        "name": index.get("name", folder.name),
+        "family": index["family"],
+        "digest": digest(read_manifest(folder)),
+        "components": {name: _describe_component(folder, name, index) for name in family.components},
+    }
+
+
+def verify(name_or_folder: str | Path) -> list[str]:
+    """What is wrong with a model's files; empty: nothing. Raises ModelError if it is no checkpoint at all."""
+    return problems(find(name_or_folder))
+
+
+def _bundled() -> Path:
+    import mmgen
+
+    return Path(mmgen.__file__).resolve().parent / "weights"
+
+
+def _names(kinds: Sequence[Sequence[str]]) -> str:
+    return " or ".join(".".join(kind) for kind in kinds)
+
+
+def _describe_component(folder: Path, name: str, index: Mapping[str, Any]) -> dict[str, Any]:
+    files = sorted((folder / name).glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"checkpoint {folder.name} has no weights in {name}/")
+    tensors = [entry for file in files for entry in weight_header(file).values()]
+    return {
+        "class": index[name][1],
+        "parameters": sum(math.prod(entry["shape"]) for entry in tensors),
+        "bytes": sum(file.stat().st_size for file in files),
+        "dtypes": sorted({entry["dtype"] for entry in tensors}),
+    }
