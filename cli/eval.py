@@ -55,7 +55,9 @@ def storybook(quick: bool, model: str, out: Path, seeds: int | None, device: str
     mmgen eval storybook --quick
     """  # fmt: skip
     from mmgen.images import check_folder
+    from mmgen.pipelines.catalogue import sizes
 
+    sizes(model)
     if (out / "summary.json").exists():
         raise UsageError(f"{out} holds an evaluation already: choose another folder with --out")
     check_folder(out)

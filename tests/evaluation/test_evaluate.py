@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+import torch
 from PIL import Image
 
 from mmgen.errors import NonFiniteError
@@ -18,10 +19,15 @@ from mmgen.evaluation.prompts import (
 )
 from mmgen.evaluation.sheets import sheet
 from mmgen.evaluation.storybook import evaluate, quick, shuffled, truth
+from mmgen.images import to_tensor
+from mmgen.models import presets
+from mmgen.models.text import TextEncoder
 from mmgen.pipelines.vocabulary import unknown_words
 from mmgen.storybook.holdout import held_out_wording
 from mmgen.storybook.scene import Group
 from mmgen.storybook.vocabulary import words
+from mmgen.training import sheets
+from tests.checkpoints import write_bert
 
 ENTRIES = read_prompts()
 NAMES = {"cat", "car", "balloon", "house", "fish", "tree", "chair", "butterfly"}
@@ -150,3 +156,21 @@ def test_a_sheet_holds_all_pictures(tmp_path):
         assert page.getpixel((10, 10)) == (255, 0, 0)
     with pytest.raises(ValueError, match="one caption"):
         sheet([Image.new("RGB", (8, 8))], [], 3, tmp_path / "t.png")
+
+
+def test_the_trainer_scores_its_network_on_the_quick_prompts(monkeypatch, tmp_path, judge, bank):
+    """The network's pictures are judged by their own prompts and seeds: the truth is right, grey is not."""
+    asked = KNOWN[:3]
+    right = truth(asked, bank)
+    monkeypatch.setattr(sheets, "quick", lambda: asked)
+    folder = write_bert(tmp_path)
+    text = TextEncoder.load(folder / "text_encoder", folder / "tokenizer", layer=1, dtype=torch.float32)
+
+    def score(draw):
+        monkeypatch.setattr(
+            sheets, "_draw", lambda _stage, draft, _network, seeds: draw(draft.prompts, seeds)
+        )
+        return sheets.quick_score(presets.decoder_tiny(), text, judge)
+
+    assert score(lambda prompts, seeds: to_tensor(right(prompts, seeds))) == {"strict": 1.0, "lax": 1.0}
+    assert score(lambda prompts, _seeds: torch.zeros(len(prompts), 3, 64, 64)) == {"strict": 0.0, "lax": 0.0}
