@@ -15,7 +15,7 @@ import click
 from mmgen.cli.options import parse_device, parse_size, parse_threshold, read_prompts, stage_settings
 from mmgen.cli.terminal import StageBars, drain, note
 from mmgen.errors import NonFiniteError, UsageError
-from mmgen.types import MAX_SEED, MAX_STEPS, SAMPLERS, Request, Size, StageSettings, check_prompt
+from mmgen.types import DRAWN_SEEDS, MAX_SEED, MAX_STEPS, SAMPLERS, Request, Size, StageSettings, check_prompt
 
 if TYPE_CHECKING:
     from mmgen.cli.output import Output
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mmgen.pipelines.text_to_image import TextToImage
 
 MAX_COUNT = 10_000
-MAX_DRAWN_SEED = 2**32  # short enough to type again
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Options:
         """`count` seeds in a row from the one given, or from one that is drawn and said."""
         first = self.seed
         if first is None:
-            first = secrets.randbelow(MAX_DRAWN_SEED)
+            first = secrets.randbelow(DRAWN_SEEDS)
             note(f"seed {first} (drawn; --seed {first} gives the same again)")
         return tuple(range(first, first + self.count))
 

@@ -102,8 +102,6 @@ def read_prompts(words: Sequence[str]) -> tuple[str, ...]:
         prompts += _standard_input() if word == "-" else [word]
     for prompt in prompts:
         check_prompt(prompt)
-        if any("\ud800" <= c <= "\udfff" for c in prompt):
-            raise UsageError(f"the prompt {prompt[:40]!r} is not UTF-8 text: write it as UTF-8")
     return tuple(prompts)
 
 

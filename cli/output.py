@@ -16,7 +16,6 @@ from mmgen.errors import MachineError, UsageError
 from mmgen.images import FORMATS, SUFFIXES, Format, check_folder, encode, make_folder, write_new
 from mmgen.types import Request
 
-DEFAULT_FOLDER = "mmgen-out"
 SLUG_BYTES = 80
 _FORMAT_OF: dict[str, Format] = {**{SUFFIXES[name]: name for name in FORMATS}, ".jpeg": "jpeg"}
 _NOT_WRITTEN = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".svg", ".pdf")

@@ -18,7 +18,6 @@ class Noise:
 
     def __init__(self, seeds: Sequence[int], stream: str = "") -> None:
         self.seeds = tuple(seeds)
-        self.stream = stream
         self._generators = [torch.Generator().manual_seed(_derive(seed, stream)) for seed in self.seeds]
 
     def __len__(self) -> int:
@@ -28,10 +27,6 @@ class Noise:
         """The next noise of every picture: [B, *shape], on the device and in the dtype of `like` (float32, CPU)."""
         drawn = torch.stack([torch.randn(*shape, generator=g) for g in self._generators])
         return drawn if like is None else drawn.to(device=like.device, dtype=like.dtype)
-
-    def for_stage(self, stage: str) -> Noise:
-        """The same pictures' own noise for another stage, at its beginning."""
-        return Noise(self.seeds, stage)
 
 
 def _derive(seed: int, stream: str) -> int:

@@ -18,6 +18,7 @@ SamplerName = Literal["ddpm", "ddim", "euler", "heun", "dpmpp-2m"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 Size = tuple[int, int]
 MAX_SEED = 2**63 - 1
+DRAWN_SEEDS = 2**32  # a seed that is drawn for a person is one of so many: short enough to type again
 MAX_STEPS = 1000
 MAX_PROMPT_CHARS = 10_000
 
@@ -232,7 +233,7 @@ def check_prompt(prompt: str, what: str = "prompt", may_be_empty: bool = False) 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What one stage took: seconds of wall clock, network evaluations, and peak bytes (0 where not measured)."""
+    """What one stage took: seconds of wall clock, steps, and the most bytes in use by its end (0: not measured)."""
 
     stage: str
     seconds: float

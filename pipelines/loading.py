@@ -19,7 +19,7 @@ from mmgen.memory import choose_device, choose_dtype, place
 from mmgen.models.text import TextEncoder
 from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.catalogue import find, kind_of, read_index
-from mmgen.pipelines.checkpoint import INDEX, check_folder, digest, read_json, write_manifest
+from mmgen.pipelines.checkpoint import INDEX, MANIFEST, check_folder, digest, read_json, write_manifest
 from mmgen.pipelines.families import FAMILIES
 from mmgen.pipelines.text_to_image import TextToImage
 
@@ -119,7 +119,7 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
     for name, value in config.items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int | float) and not 0 <= number <= MAX_CONFIG_NUMBER:
-                raise ValueError(f"{name} is {value}, and no number may be above {MAX_CONFIG_NUMBER:,}")
+                raise ValueError(f"{name} is {value}: numbers from 0 to {MAX_CONFIG_NUMBER:,} can be meant")
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -154,7 +154,7 @@ def _copy(folder: Path, files: Mapping[str, Any], out: Path) -> None:
     """The same checkpoint elsewhere; what is loaded is never changed, so its files are the model."""
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty: save into a new folder")
-    for path in files:
+    # with its manifest, so that a copy that went wrong does not pass for sound
+    for path in (*files, MANIFEST):
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / path, out / path)
-    write_manifest(out)

@@ -18,9 +18,7 @@ from mmgen.pipelines.catalogue import fitting_side
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.vocabulary import unknown_words
 from mmgen.schedulers.samplers import Step
-from mmgen.types import Request, Result, StageRecord, StageSettings
-
-RANDOM_SEEDS = 2**32  # seeds drawn for a user are short enough to be retyped
+from mmgen.types import DRAWN_SEEDS, Request, Result, StageRecord, StageSettings
 
 
 class TextToImage:
@@ -78,7 +76,7 @@ class TextToImage:
         if seeds is None:
             if count is not None and count < 1:
                 raise UsageError(f"count is {count}: draw at least one picture")
-            first = secrets.randbelow(RANDOM_SEEDS)
+            first = secrets.randbelow(DRAWN_SEEDS)
             seeds = range(first, first + (1 if count is None else count))
         chosen = [prompts] if isinstance(prompts, str) else prompts
         return self.run(

@@ -27,11 +27,10 @@ from mmgen.storybook.sprites import SpriteBank
 RING = 3  # px of 64 around a silhouette in which the background must show
 MARGIN = 16  # px of 64 by which pictures are widened, so that windows may reach over their edges
 TRIES = 16  # places looked at closely; more is clutter anyway
-# Share of the variation a sprite must explain; and the squared error per pixel that counts as nothing to explain.
-ACCEPT = 0.75
+ACCEPT = 0.75  # share of the variation a sprite must explain
 # By how much of that share the best sprite must lead the next one: a shapeless patch fits several alike.
 CLEAR = 0.05
-FLOOR = 0.0008
+FLOOR = 0.0008  # squared error per pixel that counts as nothing to explain
 CLIP = 0.25  # the most by which the ring may move the background
 # Rivals of the best template gain at least this share of what it gains; so many are looked at closely.
 RIVAL_SHARE, RIVALS = 0.5, 5

@@ -132,13 +132,14 @@ class ConditionedUNet(ModelMixin, ConfigMixin):
         return self.text(text, mask), mask
 
     def _image_embed(self, cond: Conditioning) -> Tensor:
-        rows = given(cond.pooled if cond.text is None else cond.text, "text or pooled").shape[0]
-        null = self.null_image.expand(rows, -1)
-        if cond.image_embed is None:
-            return null
+        """[B, E]: the image embedding, or the null where there is none or it is dropped."""
+        embed, null = cond.image_embed, self.null_image
+        if embed is None:
+            told = given(cond.pooled if cond.text is None else cond.text, "text, pooled or image_embed")
+            return null.expand(len(told), -1)
         if cond.drop_image is None:
-            return cond.image_embed
-        return torch.where(cond.drop_image[:, None], null.to(cond.image_embed.dtype), cond.image_embed)
+            return embed
+        return torch.where(cond.drop_image[:, None], null.to(embed.dtype), embed)
 
     def _attention_blocks(self) -> list[AttentionBlock]:
         """In the order in which `_trunk` comes by them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from mmgen.errors import UsageError
+from mmgen.pipelines.families import FACTOR
 
 if TYPE_CHECKING:
     from mmgen.evaluation.judge import Judge
@@ -28,7 +30,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 class Order:
     """What to draw: the number of the batch in its run, how many pictures, and their side in pixels.
 
-    source_size: None for whole pictures; else for crops of pictures with a side of 4 * source_size pixels.
+    source_size: None for whole pictures; else for crops of pictures with a side of FACTOR * source_size pixels.
     """
 
     index: int
@@ -86,6 +88,8 @@ _kept: list[Source] = []  # in a worker process: what it draws from
 
 
 def _keep(source: Source) -> None:
+    # Ctrl-C reaches every process; the trainer still needs the batch that it waits for
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _kept.append(source)
 
 
@@ -111,7 +115,7 @@ class StorybookSource:
 
         if order.source_size is None:
             return Batch(*batch(self.seed, order.index, order.count, order.px, self.bank))
-        size, px = order.px // 4, 4 * order.source_size
+        size, px = order.px // FACTOR, FACTOR * order.source_size
         high, _ = crop_pair(self.seed, order.index, order.count, size, self.bank, px=px)
         return Batch(high, [])
 
@@ -125,7 +129,8 @@ class StorybookSource:
 class FolderSource:
     """Pictures with captions: a `.txt` beside each, or one `metadata.jsonl` with `file_name` and `text`.
 
-    Pictures are cropped to their middle square. Raises UsageError if a picture has no caption or there is none.
+    Pictures are turned as their Exif says and cropped to their middle square.
+    Raises UsageError if a picture has no caption or there is none.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
@@ -143,8 +148,8 @@ class FolderSource:
             )
         out = []
         for path, _ in chosen:
-            picture = _square(path, 4 * order.source_size)
-            top, left = rng.integers(0, order.source_size - order.px // 4 + 1, size=2) * 4
+            picture = _square(path, FACTOR * order.source_size)
+            top, left = rng.integers(0, order.source_size - order.px // FACTOR + 1, size=2) * FACTOR
             out.append(picture[:, top : top + order.px, left : left + order.px])
         return Batch(np.stack(out), [])
 
@@ -198,7 +203,7 @@ def _read(path: Path) -> str:
 def _square(path: Path, px: int) -> np.ndarray:
     try:
         with Image.open(path) as opened:
-            picture = opened.convert("RGB")
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
     # Pillow also raises SyntaxError and ValueError for broken files, and its own error for pictures that are too large
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f"{path.name} cannot be read as a picture: {error}") from None

@@ -29,7 +29,9 @@ def velocity_loss(x0_pred: Tensor, x0: Tensor, t: Tensor) -> Tensor:
 
 def contrastive_loss(image_embed: Tensor, text_embed: Tensor, log_scale: Tensor) -> Tensor:
     """Symmetric cross entropy over the batch's cosine similarities. Source: CLIP, arXiv:2103.00020, figure 3."""
-    logits = log_scale.exp() * image_embed.float() @ text_embed.float().T
+    # `float` alone would not keep autocast from multiplying in bfloat16, which is a few per cent off in the gradient
+    with torch.autocast(image_embed.device.type, enabled=False):
+        logits = log_scale.exp() * image_embed.float() @ text_embed.float().T
     target = torch.arange(len(logits), device=logits.device)
     forwards = torch.nn.functional.cross_entropy(logits, target)
     return (forwards + torch.nn.functional.cross_entropy(logits.T, target)) / 2

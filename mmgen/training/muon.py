@@ -41,7 +41,9 @@ class Muon(torch.optim.Optimizer):
 
     def _move(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
-        average = state.setdefault("momentum", torch.zeros_like(grad))
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(grad)
+        average = state["momentum"]
         average.lerp_(grad, 1 - group["momentum"])
         ahead = grad.lerp(average, group["momentum"])
         # the order of the columns does not matter: channels-last kernels are matrices as they lie
@@ -54,7 +56,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """[M, N] -> the same singular vectors with all singular values near 1 (0.7 to 1.2), in bfloat16."""
+    """[M, N] -> the same singular vectors, the singular values near 1 (0.68 to 1.14), in bfloat16.
+
+    Those that are almost 0 stay smaller: five steps do not lift them all the way.
+    """
     a, b, c = NEWTON_SCHULZ
     x = matrix.bfloat16()
     tall = x.shape[0] > x.shape[1]

@@ -13,6 +13,7 @@ from mmgen.models.conditioned_unet import ConditionedUNet
 from mmgen.models.dual_encoder import DualEncoder
 from mmgen.models.prior import DiffusionPrior
 from mmgen.models.text import TextEncoder
+from mmgen.pipelines.super_res_stage import FACTOR, enlarge
 from mmgen.training.data import Batch, Order, Source, StorybookSource
 from mmgen.training.losses import by_noise_level, contrastive_loss, sample_times, velocity_loss
 
@@ -111,7 +112,7 @@ class SuperResRecipe:
         x0, device, source_size = drawn.tensor(generator.device), generator.device, order.source_size
         assert source_size is not None
         level = torch.rand(order.count, generator=generator, device=device) * MAX_NOISE_LEVEL
-        low = torch.nn.functional.avg_pool2d(x0, 4)
+        low = torch.nn.functional.avg_pool2d(x0, FACTOR)
         noise = torch.randn(low.shape, generator=generator, device=device)
         at = level[:, None, None, None]
         low_res = enlarge(low + at * noise)
@@ -131,13 +132,6 @@ class SuperResRecipe:
 
         super_res_sheet(network, self.source, path)
         return {}
-
-
-def enlarge(low: Tensor, factor: int = 4) -> Tensor:
-    """Bicubic, without overshoot clipped: [B, 3, H, W] -> [B, 3, 4H, 4W]."""
-    return torch.nn.functional.interpolate(
-        low.float(), scale_factor=factor, mode="bicubic", align_corners=False
-    )
 
 
 class DualEncoderRecipe:

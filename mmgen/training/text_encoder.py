@@ -13,9 +13,6 @@ from mmgen.errors import ModelError
 # all-MiniLM-L6-v2, Apache-2.0
 PUBLISHED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ROWS = 16_000
-TOKENS_LAYER = (
-    3  # keeps "red A, blue B" apart from its swap: a linear probe reads a noun's own colour at 1.000
-)
 
 
 def prune(source: Path, out: Path, rows: int = ROWS) -> None:

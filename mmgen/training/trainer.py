@@ -279,6 +279,10 @@ class _Run:
         self.ema.updates = entry.pop("ema_updates")
         if entry["part"] != self.state.part:
             raise UsageError(f"{self.out.name} trains the {entry['part']}, not the {self.state.part}")
+        if entry["seed"] != self.state.seed:  # the source draws from it too
+            raise UsageError(
+                f"{self.out.name} was begun with seed {entry['seed']}: give --seed {entry['seed']}"
+            )
         self.state = State(**entry)
         network.load_state_dict(load_file(folder / "network.safetensors"))
         self.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))

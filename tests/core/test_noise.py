@@ -35,13 +35,6 @@ def test_a_seed_beside_a_stage_that_begins_with_a_digit_is_not_another_seed():
     assert not torch.equal(Noise((1,), "1/x").draw((4,)), Noise((11,), "/x").draw((4,)))
 
 
-def test_a_stage_begins_at_its_beginning():
-    noise = Noise((4, 9), "decoder")
-    noise.draw((7,))
-    assert torch.equal(noise.for_stage("prior").draw((3,)), Noise((4, 9), "prior").draw((3,)))
-    assert torch.equal(noise.for_stage("decoder").draw((3,)), Noise((4, 9), "decoder").draw((3,)))
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_are_cast_from_the_same_numbers(dtype):
     like = torch.empty(0, dtype=dtype)

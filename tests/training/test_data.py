@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,9 @@ def test_processes_draw_the_same_ahead(pictures: Path) -> None:
             batch, drawn = ahead.take(orders[i : i + 1 + ahead.depth]), source.draw(order)
             assert np.array_equal(batch.pixels, drawn.pixels)
             assert batch.captions == drawn.captions
+        for worker in ahead._pool._processes:  # Ctrl-C reaches every process of a terminal
+            os.kill(worker, signal.SIGINT)
+        assert np.array_equal(ahead.take([Order(8, 3, 8)]).pixels, source.draw(Order(8, 3, 8)).pixels)
         (pictures / "0.png").write_bytes(b"")
         with pytest.raises(UsageError, match=r"0\.png cannot be read as a picture"):
             ahead.take([Order(9, 64, 8)])
@@ -99,3 +104,14 @@ def test_a_picture_that_cannot_be_read(tmp_path: Path, damage: str) -> None:
     )
     with pytest.raises(UsageError, match=r"0\.png cannot be read as a picture"):
         FolderSource(folder, 0).draw(Order(0, 1, 8))
+
+
+def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "p", count=1)
+    with Image.open(folder / "0.png") as picture:
+        exif = picture.getexif()
+        exif[0x0112] = 3  # upside down
+        picture.save(folder / "0.png", exif=exif)
+    pixels = FolderSource(folder, 0).draw(Order(0, 1, 8)).pixels[0]
+    assert pixels[1, 0, 0] > pixels[0, 0, 0]  # green, which lies below red in the file
+    assert pixels[0, -1, 0] > pixels[1, -1, 0]

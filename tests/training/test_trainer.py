@@ -22,6 +22,7 @@ from mmgen.models.efficient_unet import EfficientUNet
 from mmgen.models.text import TextEncoder
 from mmgen.training import muon, start, trainer
 from mmgen.training.data import Batch, FolderSource, Order
+from mmgen.training.losses import contrastive_loss
 from mmgen.training.recipes import DecoderRecipe, DualEncoderRecipe, PriorRecipe, SuperResRecipe
 from mmgen.training.trainer import Budget, State, train
 from tests.checkpoints import write_bert
@@ -312,6 +313,12 @@ def test_a_run_of_another_part_is_not_resumed(recipe: Callable[..., Decoder], tm
         run(made, tmp_path / "run", 2, resume=True)
 
 
+def test_a_run_of_another_seed_is_not_resumed(recipe: Callable[..., Decoder], tmp_path: Path) -> None:
+    run(recipe(), tmp_path / "run", 1, seed=5)
+    with pytest.raises(UsageError, match="run was begun with seed 5: give --seed 5"):
+        run(recipe(), tmp_path / "run", 2, resume=True)
+
+
 def test_start_asks_for_what_is_missing(tmp_path: Path, pictures: Path) -> None:
     def begin(part: str, data: str = str(pictures), **options: Any) -> None:
         start.start(part, data, tmp_path / "run", Budget(steps=1), **options)
@@ -359,6 +366,15 @@ def test_every_recipe_gives_a_loss_that_teaches(pictures: Path, encoder: TextEnc
         assert all(math.isfinite(value) for value in figures.values())
         assert any(p.grad is not None and p.grad.any() for p in made.network.parameters()), made.part
     assert not any(p.grad is not None for p in dual.parameters())
+
+
+def test_autocast_does_not_blur_the_contrastive_loss() -> None:
+    image, text = torch.nn.functional.normalize(
+        torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0)), dim=2
+    )
+    exact = contrastive_loss(image, text, torch.tensor(4.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(contrastive_loss(image, text, torch.tensor(4.0)), exact)
 
 
 def test_a_sheet_shows_the_prompts(pictures: Path, encoder: TextEncoder, tmp_path: Path) -> None:
