@@ -24,6 +24,7 @@ from mmgen.storybook.render import render
 from mmgen.storybook.sprites import SpriteBank
 
 Generate = Callable[[list[str], list[int]], list[Image.Image]]
+RESULTS = "results.jsonl"
 SHEET = 200  # pictures on a sheet at most
 COLUMNS = 10
 
@@ -61,12 +62,16 @@ def evaluate(
 ) -> Summary:
     """Draw and judge `seeds` pictures of every entry; a picture that cannot be drawn is wrong.
 
-    generate: (prompts, seeds) -> as many pictures, of any size. out: a folder for results.jsonl, summary.json, all.png
-    and worst.png; None: write nothing. settings: what the caller wants to be kept beside the scores.
+    generate: (prompts, seeds) -> as many pictures, of any size. out: a folder for results.jsonl, to which each batch's
+    verdicts are added, and at the end summary.json, all.png and worst.png; None: write nothing.
+    settings: what the caller wants to be kept beside the scores.
     """
     eye = judge or Judge()
     jobs = [(entry, number) for entry in entries for number in range(seeds)]
     rows, lines, pictures = [], [], []
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / RESULTS).write_text("", "utf-8")
     for start in range(0, len(jobs), batch):
         part = jobs[start : start + batch]
         for (entry, number), drawn in zip(part, _draw(generate, part), strict=True):
@@ -75,6 +80,9 @@ def evaluate(
             rows.append(_row(entry, number, found))
             lines.append(_line(entry, number, found, sight))
             pictures.append(drawn if isinstance(drawn, Image.Image) else Image.new("RGB", (64, 64)))
+        if out is not None:
+            with (out / RESULTS).open("a", encoding="utf-8") as results:
+                results.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[start:])
     summary = summarise(rows, _facts(entries, seeds, settings))
     if out is not None:
         _write(out, summary, lines, pictures)
@@ -118,9 +126,6 @@ def _facts(entries: Sequence[Entry], seeds: int, settings: Mapping[str, Any] | N
 
 
 def _write(out: Path, summary: Summary, lines: list[dict[str, Any]], pictures: list[Image.Image]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (out / "results.jsonl").write_text(text, encoding="utf-8")
     (out / "summary.json").write_text(json.dumps(summary.to_dict(), indent=1) + "\n", encoding="utf-8")
     captions = [f"{'ok' if line['strict'] else 'NO'} {line['prompt']}" for line in lines]
     sheet(pictures[:SHEET], captions[:SHEET], COLUMNS, out / "all.png")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Images = NDArray[np.uint8]
 CROPS_PER_SCENE = 4  # drawing a large sprite costs more than learning from a crop of it
+CROP_GRID = 4  # what is enlarged four times begins at a whole pixel
 _CROPS = 0x63726F70  # a stream of its own beside the scenes'
 
 
@@ -40,35 +41,30 @@ def batch(seed: int, index: int, count: int, px: int, bank: SpriteBank) -> tuple
     return draw(drawn, px, bank), [scene.caption for scene in drawn]
 
 
-def crop_pair(
-    seed: int, index: int, count: int, n: int, bank: SpriteBank, px: int = 256, factor: int = 4
-) -> tuple[Images, Images]:
-    """Aligned crops for super-resolution, (hi, lo), out of pictures of `px`.
+def crops(seed: int, index: int, count: int, side: int, bank: SpriteBank, px: int) -> Images:
+    """Crops [count, 3, side, side] of pictures of `px`, aligned to squares of 4 pixels; half are centred on an item.
 
-    hi: [count, 3, factor n, factor n]. lo: [count, 3, n, n], the area mean of hi, rounded.
-    Half of the crops are centred on an item, where the edges are.
-    Raises ValueError if factor * n exceeds px or px is not a multiple of 32.
+    Raises ValueError if side exceeds px or is no multiple of 4, or px no multiple of 32.
     """
-    side = factor * n
-    if not 0 < side <= px:
-        raise ValueError(f"crops of {side} px do not fit pictures of {px} px: lower n or factor")
+    if not 0 < side <= px or side % CROP_GRID:
+        raise ValueError(
+            f"crops of {side} px do not fit pictures of {px} px, or are no multiple of {CROP_GRID}"
+        )
     rng = np.random.default_rng((seed, index, _CROPS))
-    hi = np.empty((count, side, side, 3), np.uint8)
-    for i, image in enumerate(hi):
+    drawn = np.empty((count, side, side, 3), np.uint8)
+    for i, image in enumerate(drawn):
         if i % CROPS_PER_SCENE == 0:
             scene = sample_scene(rng)
-        image[:] = render_window(scene, px, _window(rng, scene, px, side, factor), bank)
-    mean = hi.reshape(count, n, factor, n, factor, 3).mean(axis=(2, 4), dtype=np.float32)
-    lo = (mean + 0.5).astype(np.uint8)
-    return np.ascontiguousarray(hi.transpose(0, 3, 1, 2)), np.ascontiguousarray(lo.transpose(0, 3, 1, 2))
+        image[:] = render_window(scene, px, _window(rng, scene, px, side), bank)
+    return np.ascontiguousarray(drawn.transpose(0, 3, 1, 2))
 
 
-def _window(rng: np.random.Generator, scene: Scene, px: int, side: int, factor: int) -> tuple[int, int, int]:
+def _window(rng: np.random.Generator, scene: Scene, px: int, side: int) -> tuple[int, int, int]:
     """(left, top, side), aligned to the low-resolution pixels."""
     room = px - side
     x, y = rng.random() * room, rng.random() * room
     if rng.random() < 0.5:
         item = scene.items[int(rng.random() * len(scene.items))]
         x, y = (c * px - side * (0.25 + 0.5 * rng.random()) for c in item.centre)
-    left, top = (int(min(max(v, 0), room)) // factor * factor for v in (x, y))
+    left, top = (int(min(max(v, 0), room)) // CROP_GRID * CROP_GRID for v in (x, y))
     return left, top, side

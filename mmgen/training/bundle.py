@@ -41,5 +41,9 @@ def bundle(
         shutil.copyfile(card, fresh / "README.md")
     options = {"text_layer": TEXT_LAYER, "decoder_sees_image_embed": decoder_sees_image_embed}
     write_checkpoint(fresh, name="storybook", family="storybook", options=options, words=words())
-    shutil.rmtree(out, ignore_errors=True)
+    before = out.with_name(out.name + "-old")
+    shutil.rmtree(before, ignore_errors=True)
+    if out.exists():
+        out.rename(before)
     fresh.rename(out)
+    shutil.rmtree(before, ignore_errors=True)

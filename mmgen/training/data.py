@@ -75,7 +75,9 @@ class DrawnAhead:
         if self._pool is None:
             return self._source.draw(orders[0])
         begun = self._coming
-        self._coming = {o: begun[o] if o in begun else self._pool.submit(_draw, o) for o in orders}
+        self._coming = {o: begun.pop(o, None) or self._pool.submit(_draw, o) for o in orders}
+        for unwanted in begun.values():
+            unwanted.cancel()
         return self._coming.pop(orders[0]).result()
 
     def close(self) -> None:
@@ -111,13 +113,13 @@ class StorybookSource:
         return StorybookSource, (self.seed,)
 
     def draw(self, order: Order) -> Batch:
-        from mmgen.storybook.data import batch, crop_pair
+        from mmgen.storybook.data import batch, crops
 
         if order.source_size is None:
             return Batch(*batch(self.seed, order.index, order.count, order.px, self.bank))
-        size, px = order.px // FACTOR, FACTOR * order.source_size
-        high, _ = crop_pair(self.seed, order.index, order.count, size, self.bank, px=px)
-        return Batch(high, [])
+        return Batch(
+            crops(self.seed, order.index, order.count, order.px, self.bank, FACTOR * order.source_size), []
+        )
 
     def judge(self) -> Judge:
         """What tells how many pictures of this world are right."""
@@ -203,7 +205,7 @@ def _read(path: Path) -> str:
 def _square(path: Path, px: int) -> np.ndarray:
     try:
         with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+            picture = _opaque(ImageOps.exif_transpose(opened))
     # Pillow also raises SyntaxError and ValueError for broken files, and its own error for pictures that are too large
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f"{path.name} cannot be read as a picture: {error}") from None
@@ -211,3 +213,11 @@ def _square(path: Path, px: int) -> np.ndarray:
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     scaled = picture.resize((px, px), Image.Resampling.BOX, box=(left, top, left + side, top + side))
     return np.asarray(scaled).transpose(2, 0, 1)
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """The picture in RGB, on white where it is transparent."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

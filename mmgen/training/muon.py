@@ -33,7 +33,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move every weight that has a gradient. closure: not supported, as in none of our loops."""
+        """Move every weight that has a gradient. Raises ValueError for a closure: none is called."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure: compute the gradients before the step")
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:

@@ -46,13 +46,13 @@ class DecoderRecipe:
         half_size_first: bool = True,
     ) -> None:
         self.network, self.source, self.text, self.dual = network, source, text, dual
-        self.lr, self.count, self.half_size_first = lr, batch, half_size_first
+        self.lr, self.batch, self.half_size_first = lr, batch, half_size_first
         self.judge: Judge | None = None
 
     def order(self, index: int, progress: float) -> Order:
         full = self.network.config.sample_size
         small = self.half_size_first and progress < SMALL_UNTIL
-        return Order(index, 2 * self.count, full // 2) if small else Order(index, self.count, full)
+        return Order(index, 2 * self.batch, full // 2) if small else Order(index, self.batch, full)
 
     def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         x0 = drawn.tensor(generator.device)
@@ -103,10 +103,10 @@ class SuperResRecipe:
         self, network: ConditionedUNet, source: Source, *, lr: float = 1e-3, batch: int = 24, crop: int = 128
     ) -> None:
         self.network, self.source = network, source
-        self.lr, self.count, self.crop = lr, batch, crop
+        self.lr, self.batch, self.crop = lr, batch, crop
 
     def order(self, index: int, progress: float) -> Order:
-        return Order(index, self.count, self.crop, source_size=64 if index % 2 == 0 else 256)
+        return Order(index, self.batch, self.crop, source_size=64 if index % 2 == 0 else 256)
 
     def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         x0, device, source_size = drawn.tensor(generator.device), generator.device, order.source_size
@@ -143,10 +143,10 @@ class DualEncoderRecipe:
         self, network: DualEncoder, source: Source, text: TextEncoder, *, lr: float = 1e-3, batch: int = 128
     ) -> None:
         self.network, self.source, self.text = network, source, text
-        self.lr, self.count = lr, batch
+        self.lr, self.batch = lr, batch
 
     def order(self, index: int, progress: float) -> Order:
-        return Order(index, self.count, self.network.config.image_size)
+        return Order(index, self.batch, self.network.config.image_size)
 
     def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         pixels, device = drawn.tensor(generator.device), generator.device
@@ -154,7 +154,7 @@ class DualEncoderRecipe:
         noise = torch.randn(pixels.shape, generator=generator, device=device)
         strength = 0.1 * torch.rand(order.count, 1, 1, 1, generator=generator, device=device)
         image, text = self.network(pixels + strength * noise, self.text.encode(drawn.captions))
-        accuracy = (image @ text.T).argmax(1) == torch.arange(self.count, device=image.device)
+        accuracy = (image @ text.T).argmax(1) == torch.arange(self.batch, device=image.device)
         loss = contrastive_loss(image, text, self.network.log_scale.clamp(max=MAX_LOG_SCALE))
         return loss, {"accuracy": accuracy.float().mean().item()}
 
@@ -179,10 +179,10 @@ class PriorRecipe:
         batch: int = 128,
     ) -> None:
         self.network, self.source, self.text, self.dual = network, source, text, dual
-        self.lr, self.count = lr, batch
+        self.lr, self.batch = lr, batch
 
     def order(self, index: int, progress: float) -> Order:
-        return Order(index, self.count, self.dual.config.image_size)
+        return Order(index, self.batch, self.dual.config.image_size)
 
     def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         device = generator.device

@@ -39,7 +39,7 @@ def start(
     torch.manual_seed(seed)  # fresh weights are drawn from the global generator
     recipe = _recipe(part, data, text, dual_encoder, seed)
     if batch is not None:
-        recipe.count = batch
+        recipe.batch = batch
     if lr is not None:
         recipe.lr = lr
     return train(recipe, out, budget, seed=seed, resume=resume)

@@ -35,10 +35,12 @@ class Recipe(Protocol):
     """What is trained and how: everything about one network that the loop does not know.
 
     part: the network's name. network: what is trained. source: where its pictures come from. lr: peak learning rate.
+    batch: pictures per step.
     """
 
     part: str
     lr: float
+    batch: int
     source: Source
 
     @property
@@ -177,8 +179,12 @@ class _Run:
                 if resume
                 else f"{out.name} holds a run: continue it with --resume"
             )
-        out.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(mixed_precision="bf16")
+        if self.accelerator.num_processes > 1:
+            raise UsageError(
+                "training runs in one process: start it without a launcher, or give it one process"
+            )
+        out.mkdir(parents=True, exist_ok=True)
         self.device = self.accelerator.device
         network = recipe.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizers = optimizers(network, recipe.lr)
@@ -220,8 +226,10 @@ class _Run:
             optimizer.zero_grad()
         self.state.step += 1
         self.state.pictures += orders[0].count
+        finite = math.isfinite(norm)
         self.note(
-            {"loss": loss.item(), "grad_norm": norm, **figures} if math.isfinite(norm) else {"skipped": 1.0}
+            {"skipped": float(not finite)}
+            | ({"loss": loss.item(), "grad_norm": norm, **figures} if finite else {})
         )
 
     def note(self, figures: dict[str, float]) -> None:
@@ -290,8 +298,11 @@ class _Run:
 
 
 def workers(device: torch.device) -> int:
-    """How many processes draw pictures: on a GPU machine all cores but one, else none, as the network needs them."""
-    return max(1, (os.cpu_count() or 2) - 1) if device.type == "cuda" else 0
+    """How many processes draw pictures: beside a GPU all cores but one, at most 16; else none."""
+    if device.type != "cuda":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return min(16, max(1, cores - 1))
 
 
 def _recover(out: Path) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mmgen.storybook import data
+from mmgen.storybook.render import render
 
 
 def test_equal_arguments_equal_bytes(bank):
@@ -26,17 +27,27 @@ def test_a_batch_begins_like_a_longer_one():
     assert data.scenes(2, 2, 5) == data.scenes(2, 2, 9)[:5]
 
 
-@pytest.mark.parametrize(("px", "n", "factor"), [(256, 32, 4), (256, 16, 2), (512, 64, 4), (64, 16, 4)])
-def test_crops_are_aligned(bank, px, n, factor):
-    hi, lo = data.crop_pair(1, 0, 4, n, bank, px=px, factor=factor)
-    assert hi.shape == (4, 3, factor * n, factor * n)
-    assert lo.shape == (4, 3, n, n)
-    mean = hi.reshape(4, 3, n, factor, n, factor).mean(axis=(3, 5))
-    assert np.abs(mean - lo).max() <= 0.5 + 1e-3
-    again, _ = data.crop_pair(1, 0, 4, n, bank, px=px, factor=factor)
-    np.testing.assert_array_equal(hi, again)
+@pytest.mark.parametrize(("px", "side"), [(256, 128), (512, 64), (64, 64)])
+def test_crops_are_parts_of_pictures_at_whole_small_pixels(bank, px, side, monkeypatch):
+    windows = []
+    drawn = data.render_window
+
+    def remembered(scene, px, window, bank):
+        windows.append((scene, window))
+        return drawn(scene, px, window, bank)
+
+    monkeypatch.setattr(data, "render_window", remembered)
+    crops = data.crops(1, 0, 4, side, bank, px)
+    assert crops.shape == (4, 3, side, side)
+    for crop, (scene, (left, top, width)) in zip(crops, windows, strict=True):
+        assert width == side
+        assert left % 4 == top % 4 == 0
+        whole = render(scene, px, bank)[top : top + side, left : left + side]
+        assert np.abs(crop.transpose(1, 2, 0).astype(int) - whole).max() <= 1
+    np.testing.assert_array_equal(crops, data.crops(1, 0, 4, side, bank, px))
 
 
-def test_crops_larger_than_the_picture_are_refused(bank):
+@pytest.mark.parametrize(("side", "px"), [(512, 256), (0, 64), (30, 64)])
+def test_crops_that_cannot_be_are_refused(bank, side, px):
     with pytest.raises(ValueError, match="do not fit"):
-        data.crop_pair(0, 0, 1, 128, bank, px=256)
+        data.crops(0, 0, 1, side, bank, px)

@@ -115,3 +115,13 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path) -> None:
     pixels = FolderSource(folder, 0).draw(Order(0, 1, 8)).pixels[0]
     assert pixels[1, 0, 0] > pixels[0, 0, 0]  # green, which lies below red in the file
     assert pixels[0, -1, 0] > pixels[1, -1, 0]
+
+
+def test_transparent_pictures_lie_on_white(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "p", count=1)
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    clear.paste((0, 0, 255, 255), (0, 0, 8, 4))
+    clear.save(folder / "0.png")
+    (picture,) = FolderSource(folder, 0).draw(Order(0, 1, 8)).pixels
+    assert picture[:, 0, 0].tolist() == [0, 0, 255]
+    assert picture[:, 7, 0].tolist() == [255, 255, 255]
