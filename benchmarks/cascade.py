@@ -20,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mmgen
 from mmgen.memory import choose_dtype
+from mmgen.noise import Noise
+from mmgen.pipelines.stage import Draft
 
 PROMPT = "two cats and a red balloon on the beach at sunset"
 REPEATS = 5
@@ -57,13 +59,17 @@ def process_seconds(*command: str) -> float:
 def stage_flop(pipe: mmgen.TextToImage) -> dict[str, float]:
     """FLOP of each stage for one picture."""
     counts: dict[str, float] = {}
-    request = pipe.request([PROMPT], seeds=[1])
-    with FlopCounterMode(display=False) as counter:
-        before = 0
-        for step in pipe.stream(request):
-            total = counter.get_total_flops()
-            counts[step.stage] = counts.get(step.stage, 0.0) + total - before
-            before = total
+    draft = Draft((PROMPT,))
+    for stage in pipe.cascade.stages:
+        with FlopCounterMode(display=False) as counter:
+            run = stage.run(draft, stage.defaults, Noise([1], stage.name))
+            while True:
+                try:
+                    next(run)
+                except StopIteration as done:
+                    draft = done.value
+                    break
+        counts[stage.name] = counter.get_total_flops()
     return counts
 
 

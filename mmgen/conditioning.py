@@ -40,10 +40,6 @@ class Conditioning:
     def __getitem__(self, rows: slice) -> Conditioning:
         return self.map(lambda value: value[rows])
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
-        """Moved, and cast where the field is floating point (masks stay bool)."""
-        return self.map(lambda v: v.to(device=device, dtype=dtype if v.is_floating_point() else v.dtype))
-
 
 def concat(parts: list[Conditioning]) -> Conditioning:
     """One batch from several; every part must have the same fields. Raises ValueError otherwise."""

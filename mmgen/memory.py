@@ -54,8 +54,23 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
     return nn.Module.to(module, device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def reset_peak(device: torch.device) -> None:
+    """Begin `peak_bytes` anew where that is possible: on CUDA."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def wait_for(device: torch.device) -> None:
+    """Until all that was begun on a device is done; a CPU is never behind."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def peak_bytes(device: torch.device) -> int:
-    """The most memory used so far: on CUDA by tensors, on Linux by this process; 0 where it cannot be told."""
+    """The most memory used so far, 0 where it cannot be told.
+
+    On CUDA by tensors since `reset_peak`, on Linux by this process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 
 from mmgen.errors import UsageError
 from mmgen.noise import Noise
+from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.stage import Draft, Stage
-from mmgen.schedulers.samplers import Step
+from mmgen.schedulers.samplers import Step, sampler
 from mmgen.types import StageSettings
 
 
@@ -45,11 +47,44 @@ class Cascade:
                 return Cascade(self.stages[: i + 1])
         raise UsageError(f"no stage gives pictures of {size} px: choose {' or '.join(map(str, self.sizes))}")
 
+    def resolve(self, given: Mapping[str, StageSettings]) -> dict[str, StageSettings]:
+        """Every setting of every stage, by its default where it is not given; a stage without settings is left out.
+
+        Raises UsageError for a stage that is not in the chain, and for a setting that a stage or its sampler ignores.
+        """
+        if idle := sorted(set(given) - set(self.names)):
+            raise UsageError(
+                f"settings for stage {idle[0]!r}, but at {self.sizes[-1]} px only {', '.join(self.names)} run"
+            )
+        stages = {
+            stage.name: _complete(stage, given.get(stage.name, StageSettings())) for stage in self.stages
+        }
+        return {name: settings for name, settings in stages.items() if settings.to_dict()}
+
     def run(
-        self, draft: Draft, stages: Mapping[str, StageSettings], seeds: Sequence[int]
+        self, draft: Draft, stages: Mapping[str, StageSettings], seeds: Sequence[int], clock: Clock
     ) -> Generator[Step, None, Draft]:
-        """Every stage in turn, each with its own noise. Yields every step of every stage."""
+        """Every stage in turn, each with its own noise and watched by the clock. Yields every step of every stage.
+
+        stages: as `resolve` gives them.
+        """
         for stage in self.stages:
             settings = stages.get(stage.name, StageSettings())
-            draft = yield from stage.run(draft, settings, Noise(seeds, stage.name))
+            run = stage.run(draft, settings, Noise(seeds, stage.name))
+            draft = yield from clock.watch(stage.name, run)
         return draft
+
+
+def _complete(stage: Stage, settings: StageSettings) -> StageSettings:
+    if ignored := [name for name in settings.to_dict() if name not in stage.takes]:
+        taken = [field.name for field in dataclasses.fields(StageSettings) if field.name in stage.takes]
+        raise UsageError(
+            f"stage {stage.name!r} does not take {ignored[0]}: it takes {', '.join(taken) or 'no settings'}"
+        )
+    settings = settings.with_defaults(stage.defaults)
+    if settings.sampler is not None:
+        try:
+            sampler(settings.sampler, eta=settings.eta)
+        except UsageError as error:
+            raise UsageError(f"stage {stage.name!r}: {error}") from None
+    return settings

@@ -24,7 +24,7 @@ def find(name_or_folder: str | Path) -> Path:
     if str(name_or_folder) in available():
         return _bundled() / str(name_or_folder)
     if os.path.isdir(name_or_folder):  # unlike Path.is_dir it has an answer for a name that cannot be
-        return Path(name_or_folder)
+        return Path(name_or_folder).absolute()  # "." has no name of its own
     raise ModelError(
         f"no model {str(name_or_folder)!r}: give a folder, or one of {', '.join(available()) or 'none'}"
     )

@@ -123,10 +123,15 @@ def weight_header(path: Path) -> dict[str, dict[str, Any]]:
             if length > min(path.stat().st_size, 100_000_000):
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object")
         header.pop("__metadata__", None)
-    except (OSError, ValueError, struct.error, AttributeError, RecursionError) as error:
+        for name, entry in header.items():
+            if not _is_tensor(entry):
+                raise ValueError(f"its header gives no dtype and shape for {name!r}")
+    except (OSError, ValueError, struct.error, RecursionError) as error:
         raise ModelError(f"{path.parent.name}/{path.name} is no safetensors file: {error}") from None
-    return dict(header)
+    return header
 
 
 def _is_entry(entry: object) -> bool:
@@ -134,6 +139,15 @@ def _is_entry(entry: object) -> bool:
         isinstance(entry, dict)
         and isinstance(entry.get("sha256"), str)
         and isinstance(entry.get("bytes"), int)
+    )
+
+
+def _is_tensor(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("dtype"), str)
+        and isinstance(entry.get("shape"), list)
+        and all(type(side) is int and side >= 0 for side in entry["shape"])
     )
 
 

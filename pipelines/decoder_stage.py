@@ -10,10 +10,9 @@ import torch
 from mmgen.models.conditioned_unet import ConditionedUNet
 from mmgen.noise import Noise
 from mmgen.pipelines.denoiser import make_denoiser
-from mmgen.pipelines.prior_stage import guided_pair
+from mmgen.pipelines.sampling import diffuse, guided_pair
 from mmgen.pipelines.stage import Draft
-from mmgen.schedulers.samplers import Step, sampler
-from mmgen.schedulers.schedules import FlowSchedule
+from mmgen.schedulers.samplers import Step
 from mmgen.types import StageSettings
 
 
@@ -22,6 +21,10 @@ class DecoderStage:
 
     name = "decoder"
     gives = frozenset({"image"})
+    takes = frozenset({
+        "steps", "sampler", "eta", "guidance_scale", "guidance_interval", "guidance_rescale", "threshold",
+        "threshold_cap",
+    })  # fmt: skip
 
     def __init__(self, network: ConditionedUNet, defaults: StageSettings, *, uses_image_embed: bool) -> None:
         self.network, self.defaults = network, defaults
@@ -30,7 +33,6 @@ class DecoderStage:
         self.size: int | None = network.config.sample_size
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
-        settings = settings.with_defaults(self.defaults)
         if draft.text is None:
             raise ValueError("the decoder needs text")
         cond, null = guided_pair(draft.text, draft.negative)
@@ -41,17 +43,8 @@ class DecoderStage:
             cond = replace(cond, image_embed=embed, drop_image=kept)
             null = replace(null, image_embed=embed, drop_image=torch.ones_like(kept))
         denoise = make_denoiser(self.network, cond, null, settings, stage=self.name)
-        schedule = FlowSchedule()
-        times = schedule.times(settings.steps or 1)
         size = self.network.config.sample_size
-        x = noise.draw((3, size, size)).to(device_of(self.network))
-        step = None
-        for step in sampler(settings.sampler or "ddim", eta=settings.eta)(denoise, x, times, schedule, noise):
-            yield step._replace(stage=self.name)
-        assert step is not None
+        x = noise.draw((3, size, size)).to(self.network.device)
+        for step in diffuse(denoise, x, settings, noise, stage=self.name):
+            yield step
         return replace(draft, image=step.x.clamp(-1, 1))
-
-
-def device_of(network: torch.nn.Module) -> torch.device:
-    """Where a network's weights are."""
-    return next(network.parameters()).device

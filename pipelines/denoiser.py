@@ -28,7 +28,7 @@ def make_denoiser(
     count = _rows_of(cond)
     scale = 1.0 if settings.guidance_scale is None or other is None else settings.guidance_scale
     interval = settings.guidance_interval
-    mix = guidance.make(scale, interval, settings.guidance_rescale or 0.0)
+    mix = guidance.make(scale, settings.guidance_rescale or 0.0)
     limit = threshold.make(
         "none" if settings.threshold is None else settings.threshold, settings.threshold_cap
     )
@@ -42,7 +42,7 @@ def make_denoiser(
         at = t.to(device=x.device, dtype=torch.float32).expand(count)
         if guidance.is_active(scale, interval, float(t)):
             out = network(torch.cat([x, x]), torch.cat([at, at]), prepared_both).float()
-            x0 = mix(out[:count], out[count:], float(t))
+            x0 = mix(out[:count], out[count:])
         else:
             x0 = network(x, at, prepared).float()
         try:

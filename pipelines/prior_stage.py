@@ -13,9 +13,9 @@ from mmgen.models.dual_encoder import DualEncoder
 from mmgen.models.prior import DiffusionPrior
 from mmgen.noise import Noise
 from mmgen.pipelines.denoiser import make_denoiser
+from mmgen.pipelines.sampling import diffuse, guided_pair
 from mmgen.pipelines.stage import Draft
-from mmgen.schedulers.samplers import Step, sampler
-from mmgen.schedulers.schedules import FlowSchedule
+from mmgen.schedulers.samplers import Step
 from mmgen.types import StageSettings
 
 CANDIDATES = 2  # unCLIP draws two and keeps the one that fits the text better (arXiv:2204.06125, section 2.2)
@@ -27,33 +27,25 @@ class PriorStage:
     name = "prior"
     needs = frozenset({"text"})
     gives = frozenset({"image_embed"})
+    takes = frozenset({"steps", "sampler", "guidance_scale"})
     size = None
 
     def __init__(self, network: DiffusionPrior, dual: DualEncoder, defaults: StageSettings) -> None:
         self.network, self.dual, self.defaults = network, dual, defaults
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
-        settings = settings.with_defaults(self.defaults)
         text = draft.text
         if text is None:
             raise ValueError("the prior needs text")
         pooled = given(text.pooled, "pooled")
         cond, null = guided_pair(text, draft.negative)
         denoise = make_denoiser(self.network, cond, null, settings, stage=self.name)
-        schedule = FlowSchedule()
-        times = schedule.times(settings.steps or 1)
         candidates = []
         for candidate in range(CANDIDATES):
             # embeddings are diffused with entries of unit variance
             x = noise.draw((self.network.config.embed_dim,)).to(pooled.device)
-            step = None
-            for step in sampler(settings.sampler or "ddim", eta=settings.eta)(
-                denoise, x, times, schedule, noise
-            ):
-                yield step._replace(
-                    stage=self.name, index=candidate * step.total + step.index, total=CANDIDATES * step.total
-                )
-            assert step is not None
+            for step in diffuse(denoise, x, settings, noise, stage=self.name):
+                yield step._replace(index=candidate * step.total + step.index, total=CANDIDATES * step.total)
             candidates.append(torch.nn.functional.normalize(step.x, dim=1))
         return replace(draft, image_embed=self._best(torch.stack(candidates), text))
 
@@ -62,13 +54,3 @@ class PriorStage:
         """candidates: [N, B, E] -> [B, E]."""
         fit = (candidates * self.dual.text_embed(text)[None]).sum(2)
         return candidates[fit.argmax(0), torch.arange(candidates.shape[1], device=candidates.device)]
-
-
-def guided_pair(text: Conditioning, negative: Conditioning | None) -> tuple[Conditioning, Conditioning]:
-    """What is asked for, and what guidance leads away from: the negative prompt, or the learned null."""
-    kept = torch.zeros(
-        len(given(text.text, "text")), dtype=torch.bool, device=given(text.text, "text").device
-    )
-    cond = Conditioning(text=text.text, text_mask=text.text_mask, pooled=text.pooled, drop_text=kept)
-    other, drop = (text, ~kept) if negative is None else (negative, kept)
-    return cond, Conditioning(text=other.text, text_mask=other.text_mask, pooled=other.pooled, drop_text=drop)

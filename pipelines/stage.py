@@ -33,13 +33,15 @@ class Draft:
 class Stage(Protocol):
     """One link of the chain.
 
-    needs, gives: fields of the Draft. defaults: what a setting is when nobody says. size: side in pixels of the
-    pictures it gives, None if it gives none. run yields a Step after every step and returns the new Draft.
+    needs, gives: fields of the Draft. takes: the settings it uses, fields of StageSettings. defaults: what they are
+    when nobody says. size: side in pixels of the pictures it gives, None if it gives none. run is given every setting,
+    defaults included (`Cascade.resolve`), yields a Step after every step and returns the new Draft.
     """
 
     name: str
     needs: frozenset[str]
     gives: frozenset[str]
+    takes: frozenset[str]
     defaults: StageSettings
     size: int | None
 

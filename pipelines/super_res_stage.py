@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmgen import threshold
 from mmgen.conditioning import Conditioning
 from mmgen.models.conditioned_unet import ConditionedUNet
 from mmgen.noise import Noise
-from mmgen.pipelines.decoder_stage import device_of
 from mmgen.pipelines.denoiser import make_denoiser
 from mmgen.pipelines.families import FACTOR as FACTOR
+from mmgen.pipelines.sampling import diffuse, resolved
 from mmgen.pipelines.stage import Draft
 from mmgen.schedulers.prediction import Prediction
-from mmgen.schedulers.samplers import Step, sampler
-from mmgen.schedulers.schedules import FlowSchedule
+from mmgen.schedulers.samplers import Step
 from mmgen.types import StageSettings
 
 
@@ -31,6 +31,7 @@ class SuperResStage:
 
     needs = frozenset({"image"})
     gives = frozenset({"image"})
+    takes = frozenset({"steps", "sampler", "noise_level", "threshold"})
 
     def __init__(self, network: ConditionedUNet, defaults: StageSettings, *, size: int) -> None:
         self.network, self.defaults = network, defaults
@@ -38,27 +39,22 @@ class SuperResStage:
         self.name = f"super-res-{size}"
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
-        settings = settings.with_defaults(self.defaults)
         if draft.image is None:
             raise ValueError("super-resolution needs an image")
-        low_res = self._corrupt(draft.image, settings.noise_level or 0.0, noise)
-        clip, scale = settings.threshold != "none", self.network.config.residual_scale
-        cond = self._conditioning(low_res, settings.noise_level or 0.0, draft.image.shape[-1])
-        plain = replace(settings, threshold="none", threshold_cap=None, guidance_scale=None)
-        residual = make_denoiser(self.network, cond, None, plain, stage=self.name)
+        level = resolved(settings.noise_level, "noise_level", self.name)
+        limit = threshold.make(resolved(settings.threshold, "threshold", self.name))
+        scale = self.network.config.residual_scale
+        low_res = self._corrupt(draft.image, level, noise)
+        cond = self._conditioning(low_res, level, draft.image.shape[-1])
+        residual = make_denoiser(self.network, cond, None, StageSettings(), stage=self.name)
 
         def denoise(r_t: Tensor, t: Tensor, s: Tensor) -> Prediction:
             r0 = residual(r_t, t, s).x0
-            return Prediction(((low_res + scale * r0).clamp(-1, 1) - low_res) / scale if clip else r0, None)
+            return Prediction((limit(low_res + scale * r0) - low_res) / scale, None)
 
-        schedule = FlowSchedule()
         r = noise.draw(low_res.shape[1:]).to(low_res.device)
-        step = None
-        for step in sampler(settings.sampler or "ddim", eta=settings.eta)(
-            denoise, r, schedule.times(settings.steps or 1), schedule, noise
-        ):
-            yield step._replace(stage=self.name, x0=low_res + scale * step.x0)
-        assert step is not None
+        for step in diffuse(denoise, r, settings, noise, stage=self.name):
+            yield step._replace(x0=low_res + scale * step.x0)
         return replace(draft, image=(low_res + scale * step.x).clamp(-1, 1))
 
     @staticmethod
@@ -67,7 +63,7 @@ class SuperResStage:
         return enlarge(corrupted)
 
     def _conditioning(self, low_res: Tensor, level: float, source_size: int) -> Conditioning:
-        count, device = len(low_res), device_of(self.network)
+        count, device = len(low_res), self.network.device
         return Conditioning(
             low_res=low_res.to(self.network.dtype),
             noise_level=torch.full((count,), level, device=device),

@@ -18,6 +18,7 @@ class TextStage:
     name = "text"
     needs = frozenset({"prompts"})
     gives = frozenset({"text"})
+    takes: frozenset[str] = frozenset()
     defaults = StageSettings()
     size = None
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,13 +12,13 @@ from PIL.Image import Image
 
 from mmgen.errors import UsageError
 from mmgen.images import to_pil
-from mmgen.memory import peak_bytes
 from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.catalogue import fitting_side
+from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.vocabulary import unknown_words
 from mmgen.schedulers.samplers import Step
-from mmgen.types import DRAWN_SEEDS, Request, Result, StageRecord, StageSettings
+from mmgen.types import DRAWN_SEEDS, Request, Result, StageSettings
 
 
 class TextToImage:
@@ -97,18 +97,12 @@ class TextToImage:
         given = dict(stages or {})
         if unknown := sorted(set(given) - set(self.stage_names)):
             raise UsageError(f"no stage {unknown[0]!r}: {self.name} has {', '.join(self.stage_names)}")
-        cascade = self.cascade.up_to(side)
-        _check_stages_run(given, cascade, side)
-        resolved = {
-            stage.name: given.get(stage.name, StageSettings()).with_defaults(stage.defaults)
-            for stage in cascade.stages
-        }
         return Request(
             prompts=tuple(prompts),
             seeds=tuple(seeds),
             size=(side, side),
             negative_prompt=negative_prompt,
-            stages={name: settings for name, settings in resolved.items() if settings.to_dict()},
+            stages=self.cascade.up_to(side).resolve(given),
             model=self.name,
             model_digest=self.digest,
         )
@@ -131,16 +125,16 @@ class TextToImage:
                 f"{self.digest[:12]}: the same picture cannot come of it. Clear model_digest to draw it anyway"
             )
         cascade = self.cascade.up_to(self._side(request.size))
-        _check_stages_run(request.stages, cascade, request.size[0])
+        request = replace(request, stages=cascade.resolve(request.stages))
         images: list[Image] = []
-        clock = _Clock(self.device)
+        clock = Clock(self.device)
         for pictures in _batches(request.pictures(), self.batch_size):
             prompts, seeds = zip(*pictures, strict=True)
             draft = Draft(prompts, request.negative_prompt)
-            draft = yield from clock.watch(cascade.run(draft, request.stages, seeds))
+            draft = yield from cascade.run(draft, request.stages, seeds, clock)
             assert draft.image is not None
             images += to_pil(draft.image)
-        return Result(request, tuple(images), clock.records(), self._unknown(request.prompts))
+        return Result(request, tuple(images), clock.records, self._unknown(request.prompts))
 
     def _side(self, size: int | tuple[int, int] | None) -> int:
         if size is None:
@@ -158,42 +152,6 @@ class TextToImage:
         if self._save is None:
             raise UsageError(f"{self.name} was not loaded from parts that can be saved")
         self._save(Path(folder))
-
-
-def _check_stages_run(stages: Iterable[str], cascade: Cascade, side: int) -> None:
-    if idle := sorted(set(stages) - set(cascade.names)):
-        raise UsageError(
-            f"settings for stage {idle[0]!r}, but at {side} px only {', '.join(cascade.names)} run"
-        )
-
-
-class _Clock:
-    """Seconds, steps and peak memory of each stage, summed over batches."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._seconds: dict[str, float] = {}
-        self._steps: dict[str, int] = {}
-        self._peak: dict[str, int] = {}
-
-    def watch(self, run: Generator[Step, None, Draft]) -> Generator[Step, None, Draft]:
-        """Pass the steps on; time spent by whoever receives them is not counted."""
-        while True:
-            started = time.perf_counter()
-            try:
-                # around one step and not around `yield`: the mode would stay on in whoever receives the step
-                with torch.inference_mode():
-                    step = next(run)
-            except StopIteration as done:
-                draft: Draft = done.value
-                return draft
-            self._seconds[step.stage] = self._seconds.get(step.stage, 0.0) + time.perf_counter() - started
-            self._steps[step.stage] = self._steps.get(step.stage, 0) + 1
-            self._peak[step.stage] = max(self._peak.get(step.stage, 0), peak_bytes(self._device))
-            yield step
-
-    def records(self) -> tuple[StageRecord, ...]:
-        return tuple(StageRecord(s, self._seconds[s], self._steps[s], self._peak[s]) for s in self._seconds)
 
 
 def _batches(pictures: Iterable[tuple[str, int]], size: int) -> list[list[tuple[str, int]]]:

@@ -150,7 +150,7 @@ def sampler(name: str, *, eta: float | None = None, variance: FixedVariance = "s
     """
     if name not in SAMPLERS:
         raise UsageError(f"no sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
-    if eta and name != "ddim":
+    if eta is not None and name != "ddim":
         raise UsageError(f"sampler {name!r} has no eta, got {eta:g}: leave it out, or choose ddim")
     if eta:
         return partial(ddim, eta=eta)

@@ -75,9 +75,9 @@ class DrawnAhead:
         if self._pool is None:
             return self._source.draw(orders[0])
         begun = self._coming
-        self._coming = {o: begun.pop(o, None) or self._pool.submit(_draw, o) for o in orders}
-        for unwanted in begun.values():
-            unwanted.cancel()
+        self._coming = {o: begun.get(o) or self._pool.submit(_draw, o) for o in orders}
+        for unwanted in begun.keys() - self._coming.keys():
+            begun[unwanted].cancel()
         return self._coming.pop(orders[0]).result()
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ class NoiseStage:
     name = "decoder"
     needs = frozenset({"prompts"})
     gives = frozenset({"image"})
+    takes = frozenset({"steps", "sampler", "eta", "guidance_scale", "threshold"})
     defaults = StageSettings(steps=3, sampler="ddim", guidance_scale=3.0, threshold=0.995)
     size = 8
 

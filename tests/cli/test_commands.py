@@ -322,10 +322,10 @@ def test_eval_draws_every_prompt_with_its_seed(
         return summarise([Row("a", "single_object", "L0", True, True)], folds=10)
 
     monkeypatch.setattr(storybook, "evaluate", evaluate)
-    outcome = mmgen_command("eval", "storybook", "--quick", "--model", "here", "--device", "cpu")
+    outcome = mmgen_command("eval", "storybook", "--quick", "--model", "storybook", "--device", "cpu")
     assert outcome.code == 0, outcome.err
     assert "overall" in outcome.out
-    assert loads == [("here", "cpu", None)]
+    assert loads == [("storybook", "cpu", None)]
     facts = {"model": "tiny", "model_digest": "0123456789abcdef", "size": 8}
     assert calls == [(100, Path("mmgen-eval"), {"seeds": 1, "settings": facts}, [(8, 8), (8, 8)])]
     mmgen_command("eval", "storybook", "--out", "full")

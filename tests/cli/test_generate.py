@@ -172,7 +172,7 @@ def test_a_folder_that_refuses_is_known_before_loading(
 
 def test_a_picture_carries_what_was_asked_for(mmgen_command: Callable[..., Any], loads: list[Any]) -> None:
     outcome = mmgen_command(
-        "generate", "a fox", "--seed", "7", "--steps", "2", "--guidance", "1.5", "--sampler", "euler",
+        "generate", "a fox", "--seed", "7", "--steps", "2", "--guidance", "1.5", "--sampler", "ddim",
         "--threshold", "clip", "--negative", "rain", "--set", "decoder.eta=0.5",
         "--device", "cpu", "--dtype", "float32",
     )  # fmt: skip
@@ -184,7 +184,7 @@ def test_a_picture_carries_what_was_asked_for(mmgen_command: Callable[..., Any],
     assert (request.prompts, request.seeds, request.negative_prompt) == (("a fox",), (7,), "rain")
     assert (request.size, request.model, request.model_digest) == ((8, 8), "tiny", "0123456789abcdef")
     assert request.stages["decoder"].to_dict() == {
-        "steps": 2, "sampler": "euler", "eta": 0.5, "guidance_scale": 1.5, "threshold": "clip",
+        "steps": 2, "sampler": "ddim", "eta": 0.5, "guidance_scale": 1.5, "threshold": "clip",
     }  # fmt: skip
 
 
@@ -282,14 +282,24 @@ def test_a_failed_picture_leaves_the_others(mmgen_command: Callable[..., Any], t
 
 
 @pytest.mark.usefixtures("loads")
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--set", "prior.steps=3"], "no stage 'prior': tiny has decoder"),
+        (["--set", "decoder.noise_level=0.1", "--json"],
+         "stage 'decoder' does not take noise_level: it takes steps, sampler, eta, guidance_scale, threshold"),
+        (["--set", "decoder.eta=0.5", "--sampler", "heun"], "stage 'decoder': sampler 'heun' has no eta"),
+    ],
+)  # fmt: skip
 def test_what_only_the_model_knows_is_refused_by_it(
-    mmgen_command: Callable[..., Any], tmp_path: Path
+    mmgen_command: Callable[..., Any], tmp_path: Path, args: list[str], says: str
 ) -> None:
-    outcome = mmgen_command("generate", "a fox", "--seed", "1", "--set", "prior.steps=3")
+    outcome = mmgen_command("generate", "a fox", "--seed", "1", *args)
     assert outcome.code == 2
+    assert outcome.out == ""
     loading, error = outcome.err.splitlines()
     assert loading == "loading storybook"
-    assert error.startswith("error: ")
+    assert error.startswith(f"error: {says}")
     assert _files(tmp_path) == {}
 
 

@@ -35,12 +35,6 @@ def test_rows_and_concat_are_each_others_inverse():
     assert whole.low_res is None
 
 
-def test_masks_stay_masks():
-    moved = full().to(torch.device("cpu"), torch.bfloat16)
-    assert moved.text.dtype == moved.pooled.dtype == torch.bfloat16
-    assert moved.text_mask.dtype == moved.drop_text.dtype == torch.bool
-
-
 def test_parts_with_other_fields_do_not_fit():
     with pytest.raises(ValueError, match="'pooled' is in some of the parts only"):
         concat([full(), dataclasses.replace(full(), pooled=None)])

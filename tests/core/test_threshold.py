@@ -47,6 +47,16 @@ def test_equals_torch_quantile_on_a_real_size(percentile):
     torch.testing.assert_close(dynamic_threshold(x0, percentile).double(), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("percentile", [0.01, 0.5, 0.9, 0.995, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 10), (1, 3, 64, 64), (2, 3, 256, 256)])
+def test_the_percentile_is_a_value_or_lies_between_two_neighbours(shape, percentile):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(1)).abs().flatten(1)
+    position = percentile * (values.shape[1] - 1)
+    low, high = (values.kthvalue(1 + whole(position), dim=1).values for whole in (math.floor, math.ceil))
+    expected = torch.lerp(low, high, position - math.floor(position))
+    assert torch.equal(threshold._percentile(values, percentile), expected)
+
+
 @given(x0=pictures)
 @settings(max_examples=50)
 def test_pictures_inside_are_unchanged(x0):

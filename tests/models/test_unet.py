@@ -166,8 +166,9 @@ def test_it_enlarges_too() -> None:
     low = normal(1, 3, 8, 8).clamp(-1, 1)
 
     def enlarged(network: UNet) -> Tensor:
-        stage = SuperResStage(network, StageSettings(steps=1, threshold="clip", noise_level=0.0), size=32)
-        run = stage.run(Draft(("a",), image=low), StageSettings(), Noise([1], stage.name))
+        settings = StageSettings(steps=1, sampler="ddim", threshold="clip", noise_level=0.0)
+        stage = SuperResStage(network, settings, size=32)
+        run = stage.run(Draft(("a",), image=low), settings, Noise([1], stage.name))
         with torch.no_grad():
             next(run)
             with pytest.raises(StopIteration) as done:

@@ -342,6 +342,32 @@ def test_a_pickle_that_calls_itself_safetensors(tiny_copy: Path) -> None:
         describe(tiny_copy)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        [], "text", 3, None, {"weight": 1}, {"weight": {}}, {"weight": {"dtype": "F32"}}, {"weight": {"shape": [1]}},
+        {"weight": {"dtype": 1, "shape": [1]}}, {"weight": {"dtype": "F32", "shape": 1}},
+        {"weight": {"dtype": "F32", "shape": ["1"]}}, {"weight": {"dtype": "F32", "shape": [-1]}},
+        {"weight": {"dtype": "F32", "shape": [1.5]}}, {"weight": {"dtype": "F32", "shape": [True]}},
+    ],
+)  # fmt: skip
+def test_a_header_that_describes_no_tensors(tiny_copy: Path, header: object) -> None:
+    text = json.dumps(header).encode()
+    (tiny_copy / "decoder" / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text)
+    write_manifest(tiny_copy)
+    with pytest.raises(ModelError, match=f"decoder/{WEIGHTS} is no safetensors file: its header"):
+        describe(tiny_copy)
+
+
+def test_this_folder_has_a_name_in_errors(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit(tiny_copy / "model_index.json", lambda v: v.update(family="novel"))
+    monkeypatch.chdir(tiny_copy)
+    with pytest.raises(ModelError, match=r"^copy/model_index\.json is of family 'novel'"):
+        describe(".")
+    edit(tiny_copy / "model_index.json", lambda v: (v.update(family="storybook"), v.pop("name")))
+    assert describe(".")["name"] == "copy"
+
+
 def test_no_manifest(tiny_copy: Path) -> None:
     (tiny_copy / "manifest.json").unlink()
     refused(tiny_copy, r"manifest\.json is missing")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,18 +18,32 @@ from mmgen.noise import Noise
 from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.decoder_stage import DecoderStage
 from mmgen.pipelines.denoiser import make_denoiser
-from mmgen.pipelines.prior_stage import guided_pair
+from mmgen.pipelines.families import DECODER
+from mmgen.pipelines.prior_stage import PriorStage
+from mmgen.pipelines.sampling import guided_pair
 from mmgen.pipelines.stage import Draft
-from mmgen.pipelines.super_res_stage import enlarge
+from mmgen.pipelines.super_res_stage import SuperResStage, enlarge
+from mmgen.pipelines.text_stage import TextStage
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.schedulers.samplers import Step
+from mmgen.threshold import dynamic_threshold, static_clip
 from mmgen.types import StageSettings
 
+ROOT = Path(__file__).parents[2]
+EVERY: dict[str, Any] = {  # no default of any stage
+    "steps": 2, "sampler": "heun", "eta": 0.5, "guidance_scale": 3.0, "guidance_interval": (0.2, 0.8),
+    "guidance_rescale": 0.5, "threshold": 0.9, "threshold_cap": 1.0, "noise_level": 0.1,
+}  # fmt: skip
 HALF = torch.tensor(0.5, dtype=torch.float64)
 
 
 def stage(pipe: TextToImage, name: str) -> Any:
     return next(s for s in pipe.cascade.stages if s.name == name)
+
+
+def start(one: Any, draft: Draft, seeds: list[int], **given: Any) -> Generator[Step, None, Draft]:
+    """A stage's run with these settings, the others by default."""
+    return one.run(draft, StageSettings(**given).with_defaults(one.defaults), Noise(seeds, one.name))
 
 
 def finish(run: Generator[Step, None, Draft]) -> Draft:
@@ -42,7 +59,7 @@ def told(pipe: TextToImage) -> Draft:
     """Two prompts with a negative one, up to the image embedding."""
     draft = Draft(("a red cat", "two dogs on the beach at night"), "a blue house")
     for name in ("text", "prior"):
-        draft = finish(stage(pipe, name).run(draft, StageSettings(), Noise([1, 2], name)))
+        draft = finish(start(stage(pipe, name), draft, [1, 2]))
     return draft
 
 
@@ -76,7 +93,7 @@ def test_a_stage_adds_its_own_field_and_keeps_the_others(pipe: TextToImage, told
     assert told.text.text.shape[::2] == (2, 32)
     assert told.image_embed is not None
     torch.testing.assert_close(told.image_embed.norm(dim=1), torch.ones(2))
-    small = finish(stage(pipe, "decoder").run(told, StageSettings(steps=1), Noise([1, 2], "decoder")))
+    small = finish(start(stage(pipe, "decoder"), told, [1, 2], steps=1))
     assert small.image is not None
     assert small.image.shape == (2, 3, 16, 16)
     assert small.image.abs().max() <= 1
@@ -85,9 +102,9 @@ def test_a_stage_adds_its_own_field_and_keeps_the_others(pipe: TextToImage, told
 
 def test_the_prior_keeps_the_candidate_that_fits_the_text_better(pipe: TextToImage, told: Draft) -> None:
     prior = stage(pipe, "prior")
-    steps = list(prior.run(told, StageSettings(steps=2), Noise([1, 2], "prior")))
+    steps = list(start(prior, told, [1, 2], steps=2))
     ends = [torch.nn.functional.normalize(step.x, dim=1) for step in steps if step.index % 2 == 0]
-    best = finish(prior.run(told, StageSettings(steps=2), Noise([1, 2], "prior"))).image_embed
+    best = finish(start(prior, told, [1, 2], steps=2)).image_embed
     assert best is not None
     with torch.no_grad():
         text = prior.dual.text_embed(told.text)
@@ -149,7 +166,7 @@ def test_the_decoder_sees_the_image_embedding(pipe: TextToImage, told: Draft) ->
 
     def drawn(draft: Draft, *, embeds: bool = True) -> torch.Tensor:
         one = DecoderStage(decoder.network, decoder.defaults, uses_image_embed=embeds)
-        image = finish(one.run(draft, StageSettings(steps=2), Noise([1, 2], "decoder"))).image
+        image = finish(start(one, draft, [1, 2], steps=2)).image
         assert image is not None
         return image
 
@@ -164,9 +181,7 @@ def test_super_resolution_keeps_the_picture_and_obeys_its_noise_level(pipe: Text
     draft = Draft(("a cat",), image=image)
 
     def drawn(level: float) -> torch.Tensor:
-        out = finish(
-            network.run(draft, StageSettings(steps=1, noise_level=level), Noise([3], network.name))
-        ).image
+        out = finish(start(network, draft, [3], steps=1, noise_level=level)).image
         assert out is not None
         return out
 
@@ -179,4 +194,78 @@ def test_super_resolution_keeps_the_picture_and_obeys_its_noise_level(pipe: Text
 @pytest.mark.parametrize("name", ["prior", "decoder", "super-res-64"])
 def test_a_stage_without_its_input_says_so(pipe: TextToImage, name: str) -> None:
     with pytest.raises(ValueError, match="needs"):
-        finish(stage(pipe, name).run(Draft(("a cat",)), StageSettings(), Noise([1], name)))
+        finish(start(stage(pipe, name), Draft(("a cat",)), [1]))
+
+
+def test_super_resolution_thresholds_the_whole_picture(pipe: TextToImage) -> None:
+    network = stage(pipe, "super-res-64")
+    draft = Draft(("a cat",), image=Noise([3]).draw((3, 16, 16)).clamp(-1, 1))
+
+    def x0(threshold: float | str) -> torch.Tensor:
+        (step,) = start(network, draft, [3], steps=1, threshold=threshold)
+        return step.x0
+
+    free = x0("none")
+    assert free.abs().max() > 1.1
+    for threshold, limit in (("clip", static_clip), (0.9, partial(dynamic_threshold, percentile=0.9))):
+        torch.testing.assert_close(x0(threshold), limit(free), atol=1e-5, rtol=0)
+    assert not torch.allclose(x0(0.9), x0("clip"), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("prior", "steps"), ("prior", "sampler"), ("decoder", "steps"), ("decoder", "sampler"),
+        ("super-res-64", "steps"), ("super-res-64", "sampler"), ("super-res-64", "noise_level"),
+        ("super-res-64", "threshold"),
+    ],
+)  # fmt: skip
+def test_a_stage_has_no_second_default(pipe: TextToImage, told: Draft, name: str, missing: str) -> None:
+    one = stage(pipe, name)
+    draft = replace(told, image=torch.zeros(2, 3, 16, 16))
+    with pytest.raises(UsageError, match=f"stage '{name}' was given no {missing}: complete"):
+        finish(one.run(draft, replace(one.defaults, **{missing: None}), Noise([1, 2], name)))
+
+
+def test_the_chain_completes_settings_and_refuses_what_is_ignored(pipe: TextToImage) -> None:
+    chain = pipe.cascade.up_to(64)
+    complete = chain.resolve({"text": StageSettings(), "decoder": StageSettings(steps=3)})
+    assert list(complete) == ["prior", "decoder", "super-res-64"]
+    assert complete["decoder"] == StageSettings(steps=3).with_defaults(DECODER)
+    assert chain.resolve(complete) == complete
+    for one in pipe.cascade.stages:
+        assert set(one.defaults.to_dict()) <= one.takes
+        assert one.takes <= set(EVERY)
+        for name in set(EVERY) - one.takes:
+            with pytest.raises(UsageError, match=f"stage '{one.name}' does not take {name}: it takes "):
+                pipe.cascade.resolve({one.name: StageSettings(**{name: EVERY[name]})})
+    with pytest.raises(UsageError, match="stage 'text' does not take steps: it takes no settings"):
+        chain.resolve({"text": StageSettings(steps=1)})
+    with pytest.raises(UsageError, match=r"noise_level: it takes steps, sampler, guidance_scale$"):
+        chain.resolve({"prior": StageSettings(noise_level=0.1)})
+
+
+def test_every_setting_that_a_stage_takes_changes_its_picture(pipe: TextToImage, told: Draft) -> None:
+    draft = replace(told, image=Noise([1, 2]).draw((3, 16, 16)).clamp(-1, 1))
+
+    def drawn(one: Any, **given: Any) -> torch.Tensor:
+        strong = {"guidance_scale": 20.0} if "guidance_scale" in one.takes else {}  # far out of range
+        return [step.x0 for step in start(one, draft, [1, 2], **{"steps": 3, **strong, **given})][-1]
+
+    for name in ("prior", "decoder", "super-res-64"):
+        one = stage(pipe, name)
+        plain = drawn(one)
+        for setting in one.takes:
+            assert not torch.equal(drawn(one, **{setting: EVERY[setting]}), plain), f"{name}.{setting}"
+
+
+def test_readme_says_what_each_stage_takes() -> None:
+    kinds = {"text": TextStage, "prior": PriorStage, "decoder": DecoderStage, "super-res": SuperResStage}
+    head = "| stage | what it does | settings |\n|---|---|---|\n"
+    table = (ROOT / "README.md").read_text("utf-8").partition(head)[2]
+    promised = {}
+    for row in table.partition("\n\n")[0].splitlines():
+        _, names, _, settings, _ = row.split("|")
+        (kind,) = set(re.findall(r"`([a-z]+(?:-[a-z]+)*)(?:-\d+)?`", names))
+        promised[kind] = set(re.findall(r"\w+", settings))
+    assert promised == {name: kind.takes for name, kind in kinds.items()}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ import torch
 
 import mmgen
 from mmgen.errors import NonFiniteError, UsageError
+from mmgen.noise import Noise
+from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.families import DECODER
+from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.text_to_image import TextToImage
+from mmgen.schedulers.samplers import Step
 from mmgen.types import SAMPLERS, Request, Result, StageSettings
 
 FAST = {"prior": StageSettings(steps=2), "decoder": StageSettings(steps=3)}
@@ -120,7 +126,7 @@ def test_every_sampler_runs_in_every_stage(pipe: TextToImage, sampler: str, step
     )
     assert np.ptp(pixels(result)[0]) > 20
     taken = {record.stage: record.steps for record in result.records}
-    assert taken == {"prior": 2 * steps, "decoder": steps, "super-res-64": steps}
+    assert taken == {"text": 0, "prior": 2 * steps, "decoder": steps, "super-res-64": steps}
 
 
 def test_eta_makes_ddim_draw_more_noise(pipe: TextToImage) -> None:
@@ -177,13 +183,88 @@ def test_count_draws_seeds_that_count_up(pipe: TextToImage) -> None:
         ({"size": 100}, "cannot draw 100x100: choose 16x16 or 64x64 or 256x256"),
         ({"size": (64, 16)}, "cannot draw 64x16"),
         ({"stages": {"decodr": StageSettings()}}, "no stage 'decodr': tiny has text, prior, decoder"),
-        ({"stages": {"decoder": StageSettings(eta=0.5, sampler="heun")}}, "'heun' has no eta"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(pipe: TextToImage, options: dict[str, object], says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
         pipe(PROMPT, **options)  # type: ignore[arg-type]
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "says"),
+    [
+        ("decoder", {"eta": 0.5, "sampler": "heun"}, "stage 'decoder': sampler 'heun' has no eta, got 0.5"),
+        ("decoder", {"eta": 0.0, "sampler": "ddpm"}, "stage 'decoder': sampler 'ddpm' has no eta, got 0"),
+        ("super-res-64", {"guidance_scale": 2.0}, "stage 'super-res-64' does not take guidance_scale"),
+        ("prior", {"noise_level": 0.1}, "stage 'prior' does not take noise_level"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused_before_drawing(
+    pipe: TextToImage, stage: str, settings: dict[str, Any], says: str
+) -> None:
+    stages = {stage: StageSettings(**settings)}
+    with pytest.raises(UsageError, match=says):
+        pipe.request([PROMPT], seeds=[1], size=64, stages=stages)
+    text = Request((PROMPT,), (1,), (64, 64), stages=stages).to_json()
+    with pytest.raises(UsageError, match=says):
+        next(pipe.stream(Request.from_json(text)))
+
+
+def test_a_request_that_leaves_settings_open_is_completed(pipe: TextToImage) -> None:
+    complete = pipe.request([PROMPT], seeds=[1], size=16)
+    drawn = pipe.run(Request((PROMPT,), (1,), (16, 16)))
+    assert drawn.request.stages == complete.stages
+    assert same(drawn, pipe.run(complete))
+
+
+class _Slow:
+    """A stage that works before, between and after two steps. now: its clock, which nothing else turns but a reader."""
+
+    needs = frozenset({"prompts"})
+    gives = frozenset({"image"})
+    takes: frozenset[str] = frozenset()
+    defaults = StageSettings()
+
+    def __init__(self, name: str, now: list[float], size: int | None = None) -> None:
+        self.name, self.now, self.size = name, now, size
+
+    def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
+        image = torch.zeros(len(draft.prompts), 3, 8, 8)
+        for index in (1, 2):
+            self.now[0] += 1
+            assert torch.is_inference_mode_enabled()
+            yield Step(self.name, index, 2, 0.0, image, image)
+        self.now[0] += 10
+        return dataclasses.replace(draft, image=image)
+
+
+def test_every_stage_has_a_record_of_its_own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("mmgen.pipelines.clock.time.perf_counter", lambda: now[0])
+    slow = TextToImage(
+        Cascade([_Slow("first", now), _Slow("second", now, 8)]),
+        name="slow",
+        digest="",
+        device=torch.device("cpu"),
+    )
+
+    def read() -> Generator[Step, None, None]:
+        results.append((yield from slow.stream(slow.request(["one", "two"], seeds=[1]))))
+
+    results: list[Result] = []
+    for _ in read():
+        now[0] += 100  # the reader's own time
+    records = results[0].records
+    assert [(r.stage, r.seconds, r.steps) for r in records] == [("first", 24.0, 4), ("second", 24.0, 4)]
+
+
+def test_a_stage_without_steps_has_a_record_too(pipe: TextToImage) -> None:
+    records = pipe(PROMPT, seeds=[1, 2], size=64, stages=FAST).records
+    assert [(r.stage, r.steps) for r in records] == [
+        ("text", 0), ("prior", 8), ("decoder", 6), ("super-res-64", 4),
+    ]  # fmt: skip
+    assert all(r.seconds > 0 for r in records)
 
 
 @pytest.mark.parametrize("prompts", ["", "  ", [], ["cat", ""], "?!"])

@@ -1,0 +1,52 @@
+"""What the diffusion stages share: the run of a sampler, settings that must be there, and guidance's two sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from mmgen.conditioning import Conditioning, given
+from mmgen.errors import UsageError
+from mmgen.noise import Noise
+from mmgen.schedulers.samplers import Denoise, Step, sampler
+from mmgen.schedulers.schedules import FlowSchedule
+from mmgen.types import StageSettings
+
+T = TypeVar("T")
+
+
+def resolved(value: T | None, name: str, stage: str) -> T:
+    """`value`, the setting `name` of `stage`. Raises UsageError if it was left open."""
+    if value is None:
+        raise UsageError(
+            f"stage {stage!r} was given no {name}: complete its settings with "
+            "`settings.with_defaults(stage.defaults)`, as a request does"
+        )
+    return value
+
+
+def diffuse(
+    denoise: Denoise, x: Tensor, settings: StageSettings, noise: Noise, *, stage: str
+) -> Iterator[Step]:
+    """From noise x down the flow path, by the sampler and in the steps that the settings say; at least one step.
+
+    x: [B, ...], standard normal. stage: the name that the steps carry. Raises UsageError without steps or sampler.
+    """
+    steps = resolved(settings.steps, "steps", stage)
+    run = sampler(resolved(settings.sampler, "sampler", stage), eta=settings.eta)
+    schedule = FlowSchedule()
+    for step in run(denoise, x, schedule.times(steps), schedule, noise):
+        yield step._replace(stage=stage)
+
+
+def guided_pair(text: Conditioning, negative: Conditioning | None) -> tuple[Conditioning, Conditioning]:
+    """What is asked for, and what guidance leads away from: the negative prompt, or the learned null."""
+    kept = torch.zeros(
+        len(given(text.text, "text")), dtype=torch.bool, device=given(text.text, "text").device
+    )
+    cond = Conditioning(text=text.text, text_mask=text.text_mask, pooled=text.pooled, drop_text=kept)
+    other, drop = (text, ~kept) if negative is None else (negative, kept)
+    return cond, Conditioning(text=other.text, text_mask=other.text_mask, pooled=other.pooled, drop_text=drop)
