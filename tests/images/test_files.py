@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -119,19 +120,23 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
-@pytest.fixture
+@contextmanager
 def small_files_only() -> Iterator[None]:
-    """The system itself refuses to write more than 4096 bytes into a file."""
+    """The system itself refuses to write more than 4096 bytes into a file.
+
+    Not a fixture: the test runner must be able to write its own log before it is taken down.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_files_only")
 def test_what_the_system_refuses_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(b"mine")
-    with pytest.raises(MachineError, match="File too large"):
+    with small_files_only(), pytest.raises(MachineError, match="File too large"):
         write_new(tmp_path / "old", DATA, overwrite=True)
     assert (tmp_path / "old").read_bytes() == b"mine"
     assert os.listdir(tmp_path) == ["old"]
