@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmgen
 from mmgen.memory import choose_dtype
 from mmgen.noise import Noise
-from mmgen.pipelines.stage import Draft
+from mmgen.pipelines.stage import Draft, finish
 
 PROMPT = "two cats and a red balloon on the beach at sunset"
 REPEATS = 5
@@ -62,13 +62,7 @@ def stage_flop(pipe: mmgen.TextToImage) -> dict[str, float]:
     draft = Draft((PROMPT,))
     for stage in pipe.cascade.stages:
         with FlopCounterMode(display=False) as counter:
-            run = stage.run(draft, stage.defaults, Noise([1], stage.name))
-            while True:
-                try:
-                    next(run)
-                except StopIteration as done:
-                    draft = done.value
-                    break
+            draft = finish(stage.run(draft, stage.defaults, Noise([1], stage.name)))
         counts[stage.name] = counter.get_total_flops()
     return counts
 

@@ -40,7 +40,7 @@ COMMON = (
     click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="RUN",
                  help="Folder of the run: checkpoint, log, sheets and the network."),
     click.option("--minutes", required=True, type=float,
-                 help="How long to train in all, earlier sessions of the run included."),
+                 help="How long to train in all, the time before --resume included."),
     click.option("--resume", is_flag=True, help="Go on with the run in RUN."),
     click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True,
                  help="Decides the first weights and the data."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -12,6 +12,8 @@ from mmgen.conditioning import Conditioning
 from mmgen.noise import Noise
 from mmgen.schedulers.samplers import Step
 from mmgen.types import StageSettings
+
+Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,13 @@ class Stage(Protocol):
     size: int | None
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]: ...
+
+
+def finish(run: Generator[Step, None, Outcome]) -> Outcome:
+    """Run a stream of steps to its end, for what it returns there."""
+    while True:
+        try:
+            next(run)
+        except StopIteration as done:
+            outcome: Outcome = done.value
+            return outcome

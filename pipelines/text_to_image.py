@@ -15,7 +15,7 @@ from mmgen.images import to_pil
 from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.catalogue import fitting_side
 from mmgen.pipelines.clock import Clock
-from mmgen.pipelines.stage import Draft
+from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.vocabulary import unknown_words
 from mmgen.schedulers.samplers import Step
 from mmgen.types import DRAWN_SEEDS, Request, Result, StageSettings
@@ -109,13 +109,7 @@ class TextToImage:
 
     def run(self, request: Request) -> Result:
         """Draw a request, as `request` made it or as a picture's metadata holds it."""
-        steps = self.stream(request)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as done:
-                result: Result = done.value
-                return result
+        return finish(self.stream(request))
 
     def stream(self, request: Request) -> Generator[Step, None, Result]:
         """Draw a request step by step; the generator's value is the Result. Raises UsageError if it does not fit."""

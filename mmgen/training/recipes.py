@@ -43,16 +43,16 @@ class DecoderRecipe:
         *,
         lr: float = 1e-3,
         batch: int = 64,
-        half_size_first: bool = True,
     ) -> None:
         self.network, self.source, self.text, self.dual = network, source, text, dual
-        self.lr, self.batch, self.half_size_first = lr, batch, half_size_first
+        self.lr, self.batch = lr, batch
         self.judge: Judge | None = None
 
     def order(self, index: int, progress: float) -> Order:
         full = self.network.config.sample_size
-        small = self.half_size_first and progress < SMALL_UNTIL
-        return Order(index, 2 * self.batch, full // 2) if small else Order(index, self.batch, full)
+        if progress < SMALL_UNTIL:
+            return Order(index, 2 * self.batch, full // 2)
+        return Order(index, self.batch, full)
 
     def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         x0 = drawn.tensor(generator.device)
@@ -154,7 +154,7 @@ class DualEncoderRecipe:
         noise = torch.randn(pixels.shape, generator=generator, device=device)
         strength = 0.1 * torch.rand(order.count, 1, 1, 1, generator=generator, device=device)
         image, text = self.network(pixels + strength * noise, self.text.encode(drawn.captions))
-        accuracy = (image @ text.T).argmax(1) == torch.arange(self.batch, device=image.device)
+        accuracy = (image @ text.T).argmax(1) == torch.arange(order.count, device=image.device)
         loss = contrastive_loss(image, text, self.network.log_scale.clamp(max=MAX_LOG_SCALE))
         return loss, {"accuracy": accuracy.float().mean().item()}
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from mmgen.evaluation.judge import Judge
 from mmgen.evaluation.storybook import evaluate, quick
+from mmgen.images import grid, to_pil
 from mmgen.models.text import TextEncoder
 from mmgen.noise import Noise
 from mmgen.pipelines.decoder_stage import DecoderStage
 from mmgen.pipelines.families import DECODER, SUPER_RES
-from mmgen.pipelines.stage import Draft, Stage
+from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.super_res_stage import FACTOR, SuperResStage, enlarge
 from mmgen.training.data import Order, Source
 
@@ -48,7 +47,7 @@ def quick_score(network: Any, text: TextEncoder, judge: Judge) -> dict[str, floa
     def generate(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
         stage = DecoderStage(network, DECODER, uses_image_embed=False)
         pixels = _draw(stage, Draft(tuple(prompts), text=text.encode(prompts)), network, seeds)
-        return [Image.fromarray(picture) for picture in _bytes(pixels.permute(0, 2, 3, 1))]
+        return to_pil(pixels)
 
     overall = evaluate(generate, quick(), batch=32, judge=judge).overall
     return {rule: score.mean for rule, score in overall.items()}
@@ -68,20 +67,11 @@ def _draw(stage: Stage, draft: Draft, network: Any, seeds: list[int]) -> Tensor:
     """[B, 3, H, W] in [-1, 1]."""
     run = stage.run(draft, stage.defaults, Noise(seeds, stage.name))
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16):
-        while True:
-            try:
-                next(run)
-            except StopIteration as done:
-                image: Tensor = done.value.image
-                return image
+        image = finish(run).image
+    assert image is not None
+    return image
 
 
 def _save(pixels: Tensor, path: Path, *, columns: int, scale: int) -> None:
-    rows = pixels.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    image = Image.fromarray(_bytes(rows))
+    image = grid(to_pil(pixels), columns)
     image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path)
-
-
-def _bytes(pixels: Tensor) -> NDArray[np.uint8]:
-    drawn: NDArray[np.uint8] = pixels.add(1).mul(127.5).clamp(0, 255).round().byte().cpu().numpy()
-    return drawn

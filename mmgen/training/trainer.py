@@ -61,7 +61,7 @@ class Recipe(Protocol):
 
 @dataclass
 class State:
-    """Where a run stands. seconds: trained in all sessions together."""
+    """Where a run stands. seconds: trained so far, before every resumption too."""
 
     part: str
     seed: int
@@ -72,14 +72,10 @@ class State:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train in all, earlier sessions included: minutes of wall clock, or a number of steps for tests.
-
-    hold: keep the learning rate, for a run that will go on.
-    """
+    """How long to train in all, resumed runs included: minutes of wall clock, or a number of steps for tests."""
 
     minutes: float | None = None
     steps: int | None = None
-    hold: bool = False
 
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
@@ -97,7 +93,7 @@ class Budget:
 
     def lr_factor(self, state: State) -> float:
         """Linear warm-up, constant, linear decay to zero."""
-        decay = 1.0 if self.hold else min(1.0, (1 - self.progress(state)) / (1 - DECAY_FROM))
+        decay = min(1.0, (1 - self.progress(state)) / (1 - DECAY_FROM))
         return max(0.0, min(decay, (state.step + 1) / WARMUP_STEPS))
 
 
@@ -211,7 +207,8 @@ class _Run:
             loss, figures = self.recipe.loss(orders[0], drawn, generator)
         self.accelerator.backward(loss)
         norm = float(self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0))
-        if math.isfinite(norm):
+        finite = math.isfinite(norm)
+        if finite:
             for optimizer in self.optimizers:
                 optimizer.step()
             self.ema.update(self.accelerator.unwrap_model(self.network))
@@ -226,11 +223,9 @@ class _Run:
             optimizer.zero_grad()
         self.state.step += 1
         self.state.pictures += orders[0].count
-        finite = math.isfinite(norm)
-        self.note(
-            {"skipped": float(not finite)}
-            | ({"loss": loss.item(), "grad_norm": norm, **figures} if finite else {})
-        )
+        self.note({"skipped": float(not finite)})
+        if finite:
+            self.note({"loss": loss.item(), "grad_norm": norm, **figures})
 
     def note(self, figures: dict[str, float]) -> None:
         """Keep figures for the next report."""

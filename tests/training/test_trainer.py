@@ -20,7 +20,7 @@ from mmgen.errors import ModelError, UsageError
 from mmgen.models import presets
 from mmgen.models.efficient_unet import EfficientUNet
 from mmgen.models.text import TextEncoder
-from mmgen.training import muon, start, trainer
+from mmgen.training import muon, recipes, start, trainer
 from mmgen.training.data import Batch, FolderSource, Order
 from mmgen.training.losses import contrastive_loss
 from mmgen.training.recipes import DecoderRecipe, DualEncoderRecipe, PriorRecipe, SuperResRecipe
@@ -145,15 +145,14 @@ def test_another_seed_is_another_run(recipe: Callable[..., Decoder], tmp_path: P
 
 
 def test_the_learning_rate_follows_the_whole_budget() -> None:
-    budget, hold = Budget(steps=100), Budget(steps=100, hold=True)
+    budget = Budget(steps=100)
 
-    def factor(step: int, of: Budget = budget) -> float:
-        return of.lr_factor(State("decoder", 0, step=step))
+    def factor(step: int) -> float:
+        return budget.lr_factor(State("decoder", 0, step=step))
 
     assert [factor(0), factor(1), factor(70)] == [0.5, 1.0, 1.0]
     assert factor(85) == pytest.approx(0.5)
     assert factor(100) == 0
-    assert factor(99, hold) == 1
     half = Budget(minutes=2).progress(State("decoder", 0, seconds=60))
     assert half == 0.5
 
@@ -179,7 +178,8 @@ def test_the_loss_falls_on_two_pictures(
     recipe: Callable[..., Decoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 1e9)
-    made = recipe(lr=5e-3, half_size_first=False)
+    monkeypatch.setattr(recipes, "SMALL_UNTIL", 0.0)
+    made = recipe(lr=5e-3)
     made.source.items = made.source.items[:2]  # type: ignore[attr-defined]
     before, after = [], []
     for seed in range(8):
