@@ -42,6 +42,8 @@ COMMON = (
     click.option("--minutes", required=True, type=float,
                  help="How long to train in all, the time before --resume included."),
     click.option("--resume", is_flag=True, help="Go on with the run in RUN."),
+    click.option("--init", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+                 help="Begin with this network's weights; with fresh ones if not given."),
     click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True,
                  help="Decides the first weights and the data."),
     click.option("--batch", type=click.IntRange(1, 65_536), help="Pictures per step; the part's own if not given."),

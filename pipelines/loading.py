@@ -92,11 +92,14 @@ def _component(
         _check_finite(name, encoder.model.state_dict())
         place(encoder.model, device, dtype)
         return encoder
-    return place(_network(folder / name, getattr(importlib.import_module(module), kind)), device, dtype)
+    return place(read_network(folder / name, getattr(importlib.import_module(module), kind)), device, dtype)
 
 
-def _network(folder: Path, network_class: Any) -> Any:
-    """Built on the meta device, so that a wrong config allocates nothing, then given the file's tensors."""
+def read_network(folder: Path, network_class: Any) -> Any:
+    """A network from its folder, in the file's dtype. Raises ModelError if config and weights are not sound.
+
+    It is built on the meta device, so that a wrong config allocates nothing, then given the file's tensors.
+    """
     config = {k: v for k, v in read_json(folder / "config.json").items() if not k.startswith("_")}
     try:
         _check_numbers(config)

@@ -12,7 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mmgen.models.conditioned_unet import ConditionedUNet, Prepared
-from mmgen.nn.blocks import AttentionBlock, ResBlock, channel_norm, downsample, run_blocks, upsample
+from mmgen.nn.blocks import AttentionBlock, Level, ResBlock, channel_norm, downsample, upsample
 from mmgen.nn.embeddings import with_coordinates, zero_
 
 SKIP_SCALE = 0.5**0.5
@@ -56,14 +56,14 @@ class EfficientUNet(ConditionedUNet):
         self.patches_out = nn.Conv2d(channels[0], patch, 3, padding=1)
         zero_(self.patches_out)
 
-    def _level(self, i: int) -> nn.ModuleList:
+    def _level(self, i: int) -> Level:
         config = self.config
         parts: list[nn.Module] = []
         for _ in range(config.blocks[i]):
             parts.append(ResBlock(config.channels[i], config.vector_dim))
             if config.attention[i]:
                 parts.append(AttentionBlock(config.channels[i], self._token_width, head_dim=config.head_dim))
-        return nn.ModuleList(parts)
+        return Level(parts)
 
     def _trunk(self, picture: Tensor, vector: Tensor, prepared: Prepared) -> Tensor:
         kv, mask = iter(prepared.text_kv), prepared.text_mask
@@ -71,11 +71,11 @@ class EfficientUNet(ConditionedUNet):
         x = self.patches_in(with_coordinates(patches).to(memory_format=torch.channels_last))
         skips = []
         for level, shrink in zip(self.down, self.shrink, strict=True):
-            x = run_blocks(level, x, vector, kv, mask)
+            x = level(x, vector, kv, mask)
             skips.append(x)
             x = shrink(x)
-        x = run_blocks(self.middle, x, vector, kv, mask)
+        x = self.middle(x, vector, kv, mask)
         for level, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
-            x = run_blocks(level, (grow(x) + skips.pop()) * SKIP_SCALE, vector, kv, mask)
+            x = level((grow(x) + skips.pop()) * SKIP_SCALE, vector, kv, mask)
         x = self.patches_out(nn.functional.silu(channel_norm(x)))
         return nn.functional.pixel_shuffle(x, self.config.stem)

@@ -123,7 +123,10 @@ class TextEncoder:
         )
         mask = tokens["attention_mask"].bool()
         pooled = self._pool(output.last_hidden_state, mask, output)
-        return Conditioning(text=output.hidden_states[self.layer], text_mask=mask, pooled=pooled)
+        # CLIP's own output is normalised once more; its last hidden state as listed is not
+        last = self.layer in (-1, len(output.hidden_states) - 1)
+        states = output.last_hidden_state if last else output.hidden_states[self.layer]
+        return Conditioning(text=states, text_mask=mask, pooled=pooled)
 
 
 def _config(folder: Path) -> dict[str, Any]:

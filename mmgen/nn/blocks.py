@@ -90,18 +90,19 @@ class AttentionBlock(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def run_blocks(
-    blocks: nn.Module,
-    x: Tensor,
-    vector: Tensor,
-    text_kv: Iterator[tuple[Tensor, Tensor]],
-    text_mask: Tensor | None,
-) -> Tensor:
-    """Residual and attention blocks in turn. x: [B, C, H, W]; each attention block takes the next of text_kv."""
-    for block in blocks.children():
-        attends = isinstance(block, AttentionBlock)
-        x = block(x, next(text_kv, None), text_mask) if attends else block(x, vector)
-    return x
+class Level(nn.ModuleList):
+    """Residual and attention blocks in turn; each attention block takes the next of text_kv.
+
+    forward: x [B, C, H, W], vector [B, E] -> as the last block gives.
+    """
+
+    def forward(
+        self, x: Tensor, vector: Tensor, text_kv: Iterator[tuple[Tensor, Tensor]], text_mask: Tensor | None
+    ) -> Tensor:
+        for block in self:
+            attends = isinstance(block, AttentionBlock)
+            x = block(x, next(text_kv, None), text_mask) if attends else block(x, vector)
+        return x
 
 
 def downsample(in_channels: int, out_channels: int) -> nn.Module:

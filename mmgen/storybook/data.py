@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.storybook.captions import Split
+from mmgen.storybook.catalogue import COLOURS, SPRITES
 from mmgen.storybook.render import render, render_window
-from mmgen.storybook.scene import Scene
+from mmgen.storybook.scene import GRID, Scene
 from mmgen.storybook.scenes import sample_scene
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ Images = NDArray[np.uint8]
 CROPS_PER_SCENE = 4  # drawing a large sprite costs more than learning from a crop of it
 CROP_GRID = 4  # what is enlarged four times begins at a whole pixel
 _CROPS = 0x63726F70  # a stream of its own beside the scenes'
+_SPRITES = tuple(SPRITES)
+_COLOURS = (None, *COLOURS)
+LAYOUT_SIZES = (1 + len(_SPRITES), 1 + len(_COLOURS))
 
 
 def scenes(seed: int, index: int, count: int, split: Split = "train") -> list[Scene]:
@@ -35,10 +39,19 @@ def draw(batch_scenes: list[Scene], px: int, bank: SpriteBank) -> Images:
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
-def batch(seed: int, index: int, count: int, px: int, bank: SpriteBank) -> tuple[Images, list[str]]:
-    """Pictures [count, 3, px, px] and their captions; equal arguments, equal bytes."""
-    drawn = scenes(seed, index, count)
-    return draw(drawn, px, bank), [scene.caption for scene in drawn]
+def layouts(batch_scenes: list[Scene]) -> Images:
+    """What stands in each cell of 1/32: [count, 2, 32, 32], the sprite and its colour; both 0 where nothing stands.
+
+    Sprites and colours are numbered from 1 in the order of the catalogue, a sprite's own colours first: numbers for one
+    training run, never to be kept.
+    """
+    drawn = np.zeros((len(batch_scenes), 2, GRID, GRID), np.uint8)
+    for layout, scene in zip(drawn, batch_scenes, strict=True):
+        for item in scene.items:
+            box = (slice(item.top, item.top + item.size), slice(item.left, item.left + item.size))
+            layout[0][box] = 1 + _SPRITES.index(item.sprite)
+            layout[1][box] = 1 + _COLOURS.index(item.colour)
+    return drawn
 
 
 def crops(seed: int, index: int, count: int, side: int, bank: SpriteBank, px: int) -> Images:

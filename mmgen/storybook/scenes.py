@@ -85,12 +85,12 @@ def compose(
 
 
 def _content(chance: Chance) -> tuple[tuple[Group, ...], Relation | None]:
-    """Who is there: single 35 %, pair 37 % (seven in ten with a relation), two of a kind 13 %, two and one 15 %."""
+    """Who is there: single 20 %, pair 46 % (seven in ten with a relation), two of a kind 12 %, two and one 22 %."""
     r = chance()
-    if r < 0.35:
+    if r < 0.2:
         return (_group(chance, 1, 0.16),), None
     while True:
-        if r < 0.72:
+        if r < 0.66:
             a, b = _group(chance, 1, 0.1), _group(chance, 1, 0.1)
             relation = RELATIONS[int(chance() * 4)] if chance() < 0.7 else None
             if a.sprite == b.sprite or held_out_pair(a.sprite, b.sprite):
@@ -100,10 +100,10 @@ def _content(chance: Chance) -> tuple[tuple[Group, ...], Relation | None]:
             if not relation and _never_side_by_side(a, b):
                 continue
             return (a, b), relation
-        a = _group(chance, 2, 0.08 if r < 0.85 else 0)
+        a = _group(chance, 2, 0.08 if r < 0.78 else 0)
         if held_out_count(a.sprite, 2):
             continue
-        if r < 0.85:
+        if r < 0.78:
             return (a,), None
         b = _group(chance, 1, 0)
         if a.sprite == b.sprite or held_out_pair(a.sprite, b.sprite):

@@ -40,10 +40,14 @@ class Order:
 
 
 class Batch(NamedTuple):
-    """pixels: [B, 3, px, px], uint8. captions: one per picture, none for crops."""
+    """pixels: [B, 3, px, px], uint8. captions: one per picture, none for crops.
+
+    layout: [B, P, G, G], uint8: what stands in each cell of a grid, in P properties; None where nobody knows.
+    """
 
     pixels: NDArray[np.uint8]
     captions: list[str]
+    layout: NDArray[np.uint8] | None = None
 
     def tensor(self, device: torch.device) -> Tensor:
         """The pixels in [-1, 1], float32."""
@@ -51,7 +55,12 @@ class Batch(NamedTuple):
 
 
 class Source(Protocol):
-    """Equal orders to equal sources give equal batches, so that a resumed run continues exactly."""
+    """Equal orders to equal sources give equal batches, so that a resumed run continues exactly.
+
+    layout_sizes: how many values each property of a layout has; empty: whole pictures come without one.
+    """
+
+    layout_sizes: tuple[int, ...]
 
     def draw(self, order: Order) -> Batch: ...
 
@@ -103,9 +112,11 @@ class StorybookSource:
     """Fresh storybook scenes for ever; nothing held out is among them."""
 
     def __init__(self, seed: int) -> None:
+        from mmgen.storybook.data import LAYOUT_SIZES
         from mmgen.storybook.sprites import SpriteBank
 
         self.seed = seed
+        self.layout_sizes = LAYOUT_SIZES
         self.bank = SpriteBank()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,10 +124,11 @@ class StorybookSource:
         return StorybookSource, (self.seed,)
 
     def draw(self, order: Order) -> Batch:
-        from mmgen.storybook.data import batch, crops
+        from mmgen.storybook.data import crops, draw, layouts, scenes
 
         if order.source_size is None:
-            return Batch(*batch(self.seed, order.index, order.count, order.px, self.bank))
+            drawn = scenes(self.seed, order.index, order.count)
+            return Batch(draw(drawn, order.px, self.bank), [s.caption for s in drawn], layouts(drawn))
         return Batch(
             crops(self.seed, order.index, order.count, order.px, self.bank, FACTOR * order.source_size), []
         )
@@ -134,6 +146,8 @@ class FolderSource:
     Pictures are turned as their Exif says and cropped to their middle square.
     Raises UsageError if a picture has no caption or there is none.
     """
+
+    layout_sizes = ()
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.seed = seed

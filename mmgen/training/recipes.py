@@ -15,6 +15,7 @@ from mmgen.models.prior import DiffusionPrior
 from mmgen.models.text import TextEncoder
 from mmgen.pipelines.super_res_stage import FACTOR, enlarge
 from mmgen.training.data import Batch, Order, Source, StorybookSource
+from mmgen.training.layout import WEIGHT, LayoutHead, output_of
 from mmgen.training.losses import by_noise_level, contrastive_loss, sample_times, velocity_loss
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ MAX_LOG_SCALE = 4.6  # a factor of 100, as in CLIP
 class DecoderRecipe:
     """Text and image embedding -> picture. Without a dual encoder the image embedding is always null.
 
+    Where the source knows its layouts, the network's lowest features are taught to tell them.
     batch: pictures at full size; at half size there are twice as many.
     """
 
@@ -47,6 +49,8 @@ class DecoderRecipe:
         self.network, self.source, self.text, self.dual = network, source, text, dual
         self.lr, self.batch = lr, batch
         self.judge: Judge | None = None
+        sizes = source.layout_sizes
+        self.head = LayoutHead(network.config.channels[-1], sizes) if sizes else None
 
     def order(self, index: int, progress: float) -> Order:
         full = self.network.config.sample_size
@@ -60,9 +64,16 @@ class DecoderRecipe:
         t = sample_times(order.count, generator, x0.device)
         eps = torch.randn(x0.shape, generator=generator, device=x0.device)
         at = t[:, None, None, None]
-        x0_pred = self.network((1 - at) * x0 + at * eps, t, self.network.prepare(cond))
+        with output_of(self.network.middle) as lowest:
+            x0_pred = self.network((1 - at) * x0 + at * eps, t, self.network.prepare(cond))
         losses = velocity_loss(x0_pred, x0, t)
-        return losses.mean(), by_noise_level(losses.detach(), t)
+        figures = by_noise_level(losses.detach(), t)
+        if self.head is None:
+            return losses.mean(), figures
+        assert drawn.layout is not None
+        layout, right = self.head(lowest[0], torch.from_numpy(drawn.layout).to(x0.device))
+        figures |= {"layout": layout.mean().item(), "layout_right": right.item()}
+        return losses.mean() + WEIGHT * layout.mean(), figures
 
     def _condition(self, x0: Tensor, captions: list[str], generator: torch.Generator) -> Conditioning:
         words = self.text.encode(captions)
@@ -98,6 +109,7 @@ class SuperResRecipe:
     """Low resolution -> what is missing, on crops, at both scales of the cascade by turns."""
 
     part = "super-res"
+    head = None
 
     def __init__(
         self, network: ConditionedUNet, source: Source, *, lr: float = 1e-3, batch: int = 24, crop: int = 128
@@ -138,6 +150,7 @@ class DualEncoderRecipe:
     """Pictures and their captions drawn together, others pushed apart."""
 
     part = "dual-encoder"
+    head = None
 
     def __init__(
         self, network: DualEncoder, source: Source, text: TextEncoder, *, lr: float = 1e-3, batch: int = 128
@@ -167,6 +180,7 @@ class PriorRecipe:
     """Text -> the image embedding of its picture."""
 
     part = "prior"
+    head = None
 
     def __init__(
         self,

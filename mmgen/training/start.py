@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from mmgen.errors import UsageError
+from mmgen.errors import ModelError, UsageError
 from mmgen.memory import choose_device, place
 from mmgen.training.data import open_source
 from mmgen.training.trainer import Budget, State, train
@@ -23,6 +24,7 @@ def start(
     budget: Budget,
     *,
     resume: bool = False,
+    init: Path | None = None,
     text: Path | None = None,
     dual_encoder: Path | None = None,
     seed: int = 0,
@@ -31,13 +33,17 @@ def start(
 ) -> State:
     """Train one part of the bundled model's shape.
 
-    text: folder with text_encoder/ and tokenizer/ (None: the bundled model's). dual_encoder: a run's dual-encoder
-    folder; the prior cannot do without. Raises UsageError if something that the part needs is missing.
+    init: folder of a network to begin with (None: fresh weights). text: folder with text_encoder/ and tokenizer/ (None:
+    the bundled model's). dual_encoder: a run's dual-encoder folder; the prior cannot do without.
+    Raises UsageError if something that the part needs is missing, or for an init to a run that is resumed; ModelError
+    if init holds no sound network of the part's shape.
     """
     if part not in PARTS:
         raise UsageError(f"no part {part!r} to train: choose one of {', '.join(PARTS)}")
+    if resume and init is not None:
+        raise UsageError("a resumed run goes on with its own weights: give either --resume or --init")
     torch.manual_seed(seed)  # fresh weights are drawn from the global generator
-    recipe = _recipe(part, data, text, dual_encoder, seed)
+    recipe = _recipe(part, data, init, text, dual_encoder, seed)
     if batch is not None:
         recipe.batch = batch
     if lr is not None:
@@ -45,8 +51,9 @@ def start(
     return train(recipe, out, budget, seed=seed, resume=resume)
 
 
-def _recipe(part: str, data: str, text: Path | None, dual_encoder: Path | None, seed: int) -> Any:
-    from mmgen.models import presets
+def _recipe(
+    part: str, data: str, init: Path | None, text: Path | None, dual_encoder: Path | None, seed: int
+) -> Any:
     from mmgen.training import recipes
 
     if part == "prior" and dual_encoder is None:
@@ -55,16 +62,45 @@ def _recipe(part: str, data: str, text: Path | None, dual_encoder: Path | None, 
             "'mmgen train dual-encoder --data storybook --out RUN --minutes 10' makes it"
         )
     source = open_source(data, seed)
+    network = _network(part, init)
     if part == "super-res":
-        return recipes.SuperResRecipe(presets.super_res_storybook(), source)
+        return recipes.SuperResRecipe(network, source)
     encoder = _text_encoder(text)
     if part == "dual-encoder":
-        return recipes.DualEncoderRecipe(presets.dual_encoder_storybook(), source, encoder)
+        return recipes.DualEncoderRecipe(network, source, encoder)
     dual = None if dual_encoder is None else _dual_encoder(dual_encoder)
     if part == "decoder":
-        return recipes.DecoderRecipe(presets.decoder_storybook(), source, encoder, dual)
+        return recipes.DecoderRecipe(network, source, encoder, dual)
     assert dual is not None
-    return recipes.PriorRecipe(presets.prior_storybook(), source, encoder, dual)
+    return recipes.PriorRecipe(network, source, encoder, dual)
+
+
+def _network(part: str, init: Path | None) -> Any:
+    """In the bundled model's shape, with fresh weights or those of a folder, in float32 and ready to learn."""
+    from mmgen.models import presets
+    from mmgen.pipelines.loading import read_network
+
+    fresh = {
+        "dual-encoder": presets.dual_encoder_storybook,
+        "prior": presets.prior_storybook,
+        "decoder": presets.decoder_storybook,
+        "super-res": presets.super_res_storybook,
+    }[part]()
+    if init is None:
+        return fresh
+    network = read_network(init, type(fresh))
+    found, needed = (_sizes(one) for one in (network, fresh))
+    if found != needed:
+        name = next(n for n in needed if found[n] != needed[n])
+        raise ModelError(f"{init.name} has {name} {found[name]}, the {part} has {needed[name]}")
+    return nn.Module.to(network, dtype=torch.float32).train().requires_grad_(True)
+
+
+def _sizes(network: Any) -> dict[str, Any]:
+    """What a config says of a network's shape; lists as they come back from JSON."""
+    return {
+        name: list(v) if isinstance(v, tuple) else v for name, v in network.config.items() if name[0] != "_"
+    }
 
 
 def _text_encoder(folder: Path | None) -> Any:

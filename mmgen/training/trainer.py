@@ -34,8 +34,8 @@ SAVE_SECONDS = 120.0
 class Recipe(Protocol):
     """What is trained and how: everything about one network that the loop does not know.
 
-    part: the network's name. network: what is trained. source: where its pictures come from. lr: peak learning rate.
-    batch: pictures per step.
+    part: the network's name. network: what is trained, averaged and kept. head: what learns beside it, for the loss
+    alone. source: where its pictures come from. lr: peak learning rate. batch: pictures per step.
     """
 
     part: str
@@ -45,6 +45,9 @@ class Recipe(Protocol):
 
     @property
     def network(self) -> nn.Module: ...
+
+    @property
+    def head(self) -> nn.Module | None: ...
 
     def order(self, index: int, progress: float) -> Order:
         """The batch of a step. progress: how much of the budget is spent, in [0, 1)."""
@@ -182,13 +185,16 @@ class _Run:
             )
         out.mkdir(parents=True, exist_ok=True)
         self.device = self.accelerator.device
-        network = recipe.network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizers = optimizers(network, recipe.lr)
-        self.ema = Ema(network)
+        self.trained = nn.ModuleDict({"network": recipe.network})
+        if recipe.head is not None:
+            self.trained["head"] = recipe.head
+        self.trained.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizers = optimizers(self.trained, recipe.lr)
+        self.ema = Ema(recipe.network)
         self.state = State(recipe.part, seed)
         if resume:
-            self._load(network)
-        self.network, *self.optimizers = self.accelerator.prepare(network, *self.optimizers)
+            self._load()
+        self.optimizers = [self.accelerator.prepare(optimizer) for optimizer in self.optimizers]
         self.ahead = DrawnAhead(recipe.source, workers(self.device))
         self.figures: dict[str, list[float]] = {}
         self.skipped = 0
@@ -206,12 +212,12 @@ class _Run:
         with self.accelerator.autocast():
             loss, figures = self.recipe.loss(orders[0], drawn, generator)
         self.accelerator.backward(loss)
-        norm = float(self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0))
+        norm = float(self.accelerator.clip_grad_norm_(self.trained.parameters(), 1.0))
         finite = math.isfinite(norm)
         if finite:
             for optimizer in self.optimizers:
                 optimizer.step()
-            self.ema.update(self.accelerator.unwrap_model(self.network))
+            self.ema.update(self.recipe.network)
             self.skipped = 0
         elif (skipped := self.skipped + 1) >= 20:
             raise ModelError(
@@ -260,9 +266,7 @@ class _Run:
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)
         new.mkdir()
-        save_file(
-            _flat(self.accelerator.unwrap_model(self.network).state_dict()), new / "network.safetensors"
-        )
+        save_file(_flat(self.trained.state_dict()), new / "trained.safetensors")
         save_file(_flat(self.ema.module.state_dict()), new / "ema.safetensors")
         save_file(_optimizer_tensors(self.optimizers), new / "optimizer.safetensors")
         entry = {**asdict(self.state), "ema_updates": self.ema.updates}
@@ -276,7 +280,7 @@ class _Run:
         shutil.rmtree(self.out / self.state.part, ignore_errors=True)
         os.replace(written, self.out / self.state.part)
 
-    def _load(self, network: nn.Module) -> None:
+    def _load(self) -> None:
         folder = self.out / "checkpoint"
         entry = json.loads((folder / "state.json").read_text("utf-8"))
         self.ema.updates = entry.pop("ema_updates")
@@ -287,7 +291,7 @@ class _Run:
                 f"{self.out.name} was begun with seed {entry['seed']}: give --seed {entry['seed']}"
             )
         self.state = State(**entry)
-        network.load_state_dict(load_file(folder / "network.safetensors"))
+        self.trained.load_state_dict(load_file(folder / "trained.safetensors"))
         self.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
         _load_optimizers(self.optimizers, load_file(folder / "optimizer.safetensors"))
 

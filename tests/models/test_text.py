@@ -131,6 +131,19 @@ def test_the_layer_decides_the_states_and_not_the_pooled_vector(tmp_path: Path) 
     assert torch.equal(first.pooled, last.pooled)
 
 
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_the_last_layer_is_the_output_of_the_model(kind: str, tmp_path: Path) -> None:
+    folder = FOLDERS[kind][0](tmp_path)
+    end, numbered = load(folder), load(folder, layer=2)
+    tokens = end.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = end.model(**tokens).last_hidden_state
+    for encoder in (end, numbered):
+        text = encoder.encode(TEXTS).text
+        assert text is not None
+        torch.testing.assert_close(text, output)
+
+
 def test_words_of_the_vocabulary_are_one_token_each(tmp_path: Path) -> None:
     encoder = load(write_bert(tmp_path))
     assert encoder.encode(["red cat"]).text_mask.sum() == 4  # type: ignore[union-attr]  # with [CLS] and [SEP]

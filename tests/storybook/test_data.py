@@ -8,13 +8,34 @@ from mmgen.storybook.render import render
 
 
 def test_equal_arguments_equal_bytes(bank):
-    pixels, captions = data.batch(3, 9, 6, 32, bank)
-    again, said = data.batch(3, 9, 6, 32, bank)
+    scenes = data.scenes(3, 9, 6)
+    assert scenes == data.scenes(3, 9, 6)
+    pixels = data.draw(scenes, 32, bank)
     assert pixels.shape == (6, 3, 32, 32)
     assert pixels.dtype == np.uint8
-    np.testing.assert_array_equal(pixels, again)
-    assert captions == said
-    assert captions == [s.caption for s in data.scenes(3, 9, 6)]
+    np.testing.assert_array_equal(pixels, data.draw(scenes, 32, bank))
+    for drawn, scene in zip(pixels, scenes, strict=True):
+        np.testing.assert_array_equal(drawn.transpose(1, 2, 0), render(scene, 32, bank))
+
+
+def test_a_layout_says_what_stands_where():
+    scenes = data.scenes(5, 0, 40)
+    layouts = data.layouts(scenes)
+    assert layouts.shape == (40, 2, 32, 32)
+    assert (layouts.reshape(40, 2, -1).max(axis=(0, 2)) < data.LAYOUT_SIZES).all()
+    told = {}
+    for scene, layout in zip(scenes, layouts, strict=True):
+        covered = np.zeros((32, 32), bool)
+        for item in scene.items:
+            box = (slice(item.top, item.top + item.size), slice(item.left, item.left + item.size))
+            covered[box] = True
+            kind, colour = (int(v) for v in layout[:, item.top + item.size // 2, item.left + item.size // 2])
+            assert told.setdefault((0, kind), item.sprite) == item.sprite
+            assert told.setdefault((1, colour), item.colour) == item.colour
+            assert (layout[0][box] == kind).all()
+        assert (layout[:, ~covered] == 0).all()
+        assert (layout[:, covered] > 0).all()
+    assert len(told) > 20
 
 
 def test_other_seeds_and_indices_are_other_pictures():

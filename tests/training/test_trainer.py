@@ -27,7 +27,7 @@ from mmgen.training.recipes import DecoderRecipe, DualEncoderRecipe, PriorRecipe
 from mmgen.training.trainer import Budget, State, train
 from tests.checkpoints import write_bert
 
-FILES = ("network.safetensors", "ema.safetensors", "optimizer.safetensors")
+FILES = ("trained.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 
 class Decoder(DecoderRecipe):
@@ -331,6 +331,39 @@ def test_start_asks_for_what_is_missing(tmp_path: Path, pictures: Path) -> None:
         begin("decoder", text=tmp_path / "nothing")
     with pytest.raises(UsageError, match="give 'storybook' or a folder"):
         begin("super-res", "nowhere")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_begins_with_given_weights(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presets, "super_res_storybook", presets.super_res_tiny)
+    torch.manual_seed(3)
+    given = presets.super_res_tiny()
+    trainer.save_network(given, tmp_path / "given")
+    recipe = start._recipe("super-res", str(pictures), tmp_path / "given", None, None, 0)
+    for name, value in recipe.network.state_dict().items():
+        assert torch.equal(value, given.state_dict()[name].bfloat16().float())
+        assert value.dtype == torch.float32
+    assert recipe.network.training
+    assert all(p.requires_grad for p in recipe.network.parameters())
+
+
+def test_weights_to_begin_with_must_fit(tmp_path: Path, pictures: Path) -> None:
+    def begin(init: Path, resume: bool = False) -> None:
+        start.start("super-res", str(pictures), tmp_path / "run", Budget(steps=1), init=init, resume=resume)
+
+    trainer.save_network(presets.super_res_tiny(), tmp_path / "given")
+    with pytest.raises(ModelError, match=r"given has sample_size 64, the super-res has 256"):
+        begin(tmp_path / "given")
+    with pytest.raises(UsageError, match="give either --resume or --init"):
+        begin(tmp_path / "given", resume=True)
+    trainer.save_network(presets.decoder_tiny(), tmp_path / "other")
+    with pytest.raises(ModelError, match=r"other has sample_size 16, the super-res has 256"):
+        begin(tmp_path / "other")
+    (tmp_path / "given" / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"given/config.json"):
+        begin(tmp_path / "given")
     assert not (tmp_path / "run").exists()
 
 
