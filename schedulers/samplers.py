@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from mmgen.schedulers import steps
 from mmgen.schedulers.prediction import Prediction
 from mmgen.schedulers.schedules import NoiseSchedule
 from mmgen.schedulers.steps import Level, level
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Step(NamedTuple):
@@ -36,6 +39,12 @@ class Step(NamedTuple):
     t: float
     x: Tensor
     x0: Tensor
+
+    def preview(self) -> list[Image]:
+        """The latest guess as pictures, one for each of the batch; none where the stage makes no pictures."""
+        from mmgen.images import to_pil
+
+        return to_pil(self.x0) if self.x0.ndim == 4 and self.x0.shape[1] == 3 else []
 
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]
