@@ -45,6 +45,10 @@ class DecoderStage:
         denoise = make_denoiser(self.network, cond, null, settings, stage=self.name)
         size = self.network.config.sample_size
         x = noise.draw((3, size, size)).to(self.network.device)
-        for step in diffuse(denoise, x, settings, noise, stage=self.name):
+        begin = None
+        if draft.known is not None:
+            known = draft.known.at(size)
+            denoise, begin = known.keeping(denoise), (known.image.to(x), known.strength)
+        for step in diffuse(denoise, x, settings, noise, stage=self.name, begin=begin):
             yield step
         return replace(draft, image=step.x.clamp(-1, 1))

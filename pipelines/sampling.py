@@ -29,16 +29,29 @@ def resolved(value: T | None, name: str, stage: str) -> T:
 
 
 def diffuse(
-    denoise: Denoise, x: Tensor, settings: StageSettings, noise: Noise, *, stage: str
+    denoise: Denoise,
+    x: Tensor,
+    settings: StageSettings,
+    noise: Noise,
+    *,
+    stage: str,
+    begin: tuple[Tensor, float] | None = None,
 ) -> Iterator[Step]:
     """From noise x down the flow path, by the sampler and in the steps that the settings say; at least one step.
 
-    x: [B, ...], standard normal. stage: the name that the steps carry. Raises UsageError without steps or sampler.
+    x: [B, ...], standard normal. stage: the name that the steps carry. begin: (x0, t), as x and in (0, 1]: what to
+    begin from instead of noise alone, and how noisy; only the steps from t on are taken.
+    Raises UsageError without steps or sampler.
     """
     steps = resolved(settings.steps, "steps", stage)
     run = sampler(resolved(settings.sampler, "sampler", stage), eta=settings.eta)
     schedule = FlowSchedule()
-    for step in run(denoise, x, schedule.times(steps), schedule, noise):
+    times = schedule.times(steps)
+    if begin is not None:
+        x0, t = begin
+        times = torch.cat([times.new_tensor([t]), times[times < t]])
+        x = (schedule.alpha(times[0]) * x0 + schedule.sigma(times[0]) * x).to(x.dtype)
+    for step in run(denoise, x, times, schedule, noise):
         yield step._replace(stage=stage)
 
 

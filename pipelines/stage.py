@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmgen.conditioning import Conditioning
 from mmgen.noise import Noise
+from mmgen.pipelines.editing import Known
 from mmgen.schedulers.samplers import Step
 from mmgen.types import StageSettings
 
@@ -21,7 +22,7 @@ class Draft:
     """What is known of a batch of pictures so far. A stage returns a changed copy; None: not known yet.
 
     text, negative: token states, mask and pooled vector of the prompts and of the negative prompt, if there is one.
-    image_embed: [B, E], unit norm. image: [B, 3, H, W] in [-1, 1], float32.
+    image_embed: [B, E], unit norm. image: [B, 3, H, W] in [-1, 1], float32. known: the picture that is drawn over.
     """
 
     prompts: tuple[str, ...]
@@ -30,6 +31,7 @@ class Draft:
     negative: Conditioning | None = None
     image_embed: Tensor | None = None
     image: Tensor | None = None
+    known: Known | None = None
 
 
 class Stage(Protocol):

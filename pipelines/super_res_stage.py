@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 
 import torch
@@ -17,9 +17,12 @@ from mmgen.pipelines.denoiser import make_denoiser
 from mmgen.pipelines.families import FACTOR as FACTOR
 from mmgen.pipelines.sampling import diffuse, resolved
 from mmgen.pipelines.stage import Draft
+from mmgen.pipelines.tiling import blended, squares
 from mmgen.schedulers.prediction import Prediction
 from mmgen.schedulers.samplers import Step
 from mmgen.types import StageSettings
+
+SQUARE, OVERLAP = 1024, 64  # px; larger pictures are drawn in squares of this side
 
 
 class SuperResStage:
@@ -45,17 +48,37 @@ class SuperResStage:
         limit = threshold.make(resolved(settings.threshold, "threshold", self.name))
         scale = self.network.config.residual_scale
         low_res = self._corrupt(draft.image, level, noise)
-        cond = self._conditioning(low_res, level, draft.image.shape[-1])
-        residual = make_denoiser(self.network, cond, None, StageSettings(), stage=self.name)
+        residual = self._residual(low_res, level, draft.image.shape[-1])
+        known = None if draft.known is None else draft.known.at(low_res.shape[-1])
 
         def denoise(r_t: Tensor, t: Tensor, s: Tensor) -> Prediction:
-            r0 = residual(r_t, t, s).x0
-            return Prediction((limit(low_res + scale * r0) - low_res) / scale, None)
+            x0 = limit(low_res + scale * residual(r_t, t, s))
+            if known is not None:
+                x0 = known.keep(x0)
+            return Prediction((x0 - low_res) / scale, None)
 
         r = noise.draw(low_res.shape[1:]).to(low_res.device)
-        for step in diffuse(denoise, r, settings, noise, stage=self.name):
+        begin = None if known is None else ((known.image.to(r) - low_res) / scale, known.strength)
+        for step in diffuse(denoise, r, settings, noise, stage=self.name, begin=begin):
             yield step._replace(x0=low_res + scale * step.x0)
         return replace(draft, image=(low_res + scale * step.x).clamp(-1, 1))
+
+    def _residual(self, low_res: Tensor, level: float, source_size: int) -> Callable[..., Tensor]:
+        """(r_t, t, s) -> what the network says the picture lacks, [B, 3, H, W], square by square where it is large."""
+        boxes = squares(*low_res.shape[-2:], SQUARE, OVERLAP)
+        parts = [
+            make_denoiser(
+                self.network, self._conditioning(low_res[(..., *box)], level, source_size), None, StageSettings(),
+                stage=self.name,
+            )
+            for box in boxes
+        ]  # fmt: skip
+
+        def residual(r_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            drawn = iter(parts)
+            return blended(lambda box: next(drawn)(r_t[(..., *box)], t, s).x0, boxes, r_t)
+
+        return residual
 
     @staticmethod
     def _corrupt(image: Tensor, level: float, noise: Noise) -> Tensor:
@@ -64,6 +87,7 @@ class SuperResStage:
 
     def _conditioning(self, low_res: Tensor, level: float, source_size: int) -> Conditioning:
         count, device = len(low_res), self.network.device
+        source_size = min(max(source_size, 64), 256)  # it was trained on these two
         return Conditioning(
             low_res=low_res.to(self.network.dtype),
             noise_level=torch.full((count,), level, device=device),
