@@ -76,8 +76,8 @@ def main() -> None:
         print(f"cold, 1024 px     {process_seconds('generate', PROMPT, '--out', out):6.2f} s")
     pipe = mmgen.load("storybook", device="cpu")
     flop = stage_flop(pipe)
-    runs = [pipe(PROMPT, seeds=[1]) for _ in range(REPEATS)]
-    print(f"warm, 1024 px     {seconds_of(lambda: pipe(PROMPT, seeds=[1])):6.2f} s")
+    runs = [pipe(PROMPT, seeds=[1], progress=False) for _ in range(REPEATS)]
+    print(f"warm, 1024 px     {seconds_of(lambda: pipe(PROMPT, seeds=[1], progress=False)):6.2f} s")
     print(f"{'stage':<16}{'steps':>6}{'GFLOP':>9}{'floor s':>9}{'taken s':>9}")
     for i, record in enumerate(runs[0].records):
         taken = statistics.median(run.records[i].seconds for run in runs)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
-import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL.Image import Image
 
-from mmgen.errors import MachineError, UsageError
-from mmgen.images import FORMATS, SUFFIXES, Format, check_folder, encode, make_folder, write_new
+from mmgen.errors import UsageError
+from mmgen.images import (
+    FORMATS,
+    SUFFIXES,
+    Format,
+    check_folder,
+    encode,
+    make_folder,
+    write_new,
+    write_picture,
+)
+from mmgen.images import slug as slug
 from mmgen.types import Request
 
-SLUG_BYTES = 80
 _FORMAT_OF: dict[str, Format] = {**{SUFFIXES[name]: name for name in FORMATS}, ".jpeg": "jpeg"}
 _NOT_WRITTEN = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".svg", ".pdf")
 
@@ -32,17 +37,10 @@ class Output:
 
     def save(self, image: Image, request: Request) -> Path:
         """Write one picture with the request that made it, under a new name. Returns the name."""
+        if self.file is None:
+            return write_picture(image, request, self.folder, self.format)
         make_folder(self.folder)
-        data = encode(image, self.format, request)
-        if self.file is not None:
-            return write_new(self.file, data, overwrite=self.overwrite)
-        ((prompt, seed),) = request.pictures()
-        names = self._names(f"{slug(prompt)}-{seed}{SUFFIXES[self.format]}")
-        return write_new(next(names), data, alternatives=names)
-
-    def _names(self, rest: str) -> Iterator[Path]:
-        first = 1 + max(_leading_numbers(self.folder), default=0)
-        return (self.folder / f"{index:04d}-{rest}" for index in itertools.count(first))
+        return write_new(self.file, encode(image, self.format, request), overwrite=self.overwrite)
 
 
 def plan(out: str, format: Format | None, pictures: int, overwrite: bool) -> Output:
@@ -74,24 +72,3 @@ def _one_file(path: Path, suffix: str, format: Format | None, pictures: int, ove
     if os.path.lexists(path) and not overwrite:
         raise UsageError(f"{path} exists already: choose another name, or replace it with --overwrite")
     return Output(path.parent, path, _FORMAT_OF[suffix], overwrite)
-
-
-def slug(prompt: str) -> str:
-    """The prompt as part of a file name: letters, digits and hyphens of any script, at most SLUG_BYTES bytes."""
-    kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in _plain(prompt))
-    text = "-".join("".join(kept).split())
-    return text.encode()[:SLUG_BYTES].decode("utf-8", "ignore").rstrip("-")
-
-
-def _plain(prompt: str) -> str:
-    return unicodedata.normalize("NFC", prompt).lower()
-
-
-def _leading_numbers(folder: Path) -> Iterator[int]:
-    try:
-        names = os.listdir(folder)
-    except OSError as error:
-        raise MachineError(f"cannot list {folder}: {error.strerror}") from error
-    for name in names:
-        if found := re.match(r"(\d{4,9})-", name, re.ASCII):
-            yield int(found[1])

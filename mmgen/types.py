@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 from mmgen.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from mmgen.images import Format
 
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "dpmpp-2m"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
@@ -21,6 +26,7 @@ MAX_SEED = 2**63 - 1
 DRAWN_SEEDS = 2**32  # a seed that is drawn for a person is one of so many: short enough to type again
 MAX_STEPS = 1000
 MAX_PROMPT_CHARS = 10_000
+CAPTION_CHARS = 120  # of a prompt: more would bury the picture that stands above it
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
@@ -38,6 +44,8 @@ class StageSettings:
 
     steps: intervals, 1 to 1000. eta: 0 is deterministic, 1 ancestral (ddim only). guidance_scale: 1 is off.
     guidance_interval: times in [0, 1] between which guidance acts. guidance_rescale: 0 to 1.
+    guidance_parallel: how much of the part along the picture guidance keeps, 0 to 1. guidance_limit: the largest root
+    mean square of what its two sides differ by, 1e-6 to 2.
     threshold: a percentile in (0, 1) for dynamic thresholding, "clip" or "none". threshold_cap: at least 1.
     noise_level: corruption of the low-resolution input, 0 to 1 (super-resolution only).
     Raises UsageError for anything else.
@@ -49,6 +57,8 @@ class StageSettings:
     guidance_scale: float | None = None
     guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float | None = None
+    guidance_parallel: float | None = None
+    guidance_limit: float | None = None
     threshold: float | Literal["clip", "none"] | None = None
     threshold_cap: float | None = None
     noise_level: float | None = None
@@ -114,6 +124,8 @@ _RANGES = (
     ("eta", 0, 1),
     ("guidance_scale", 0, 100),
     ("guidance_rescale", 0, 1),
+    ("guidance_parallel", 0, 1),
+    ("guidance_limit", 1e-6, 2),
     ("threshold_cap", 1, 100),
     ("noise_level", 0, 1),
 )
@@ -242,9 +254,10 @@ class StageRecord:
 
 
 @dataclass(frozen=True)
-class Result:
-    """The pictures of a request, in its order, with what they took. A sequence of PIL images.
+class Result(Sequence["Image"]):
+    """The pictures of a request, in its order, with what they took. A sequence of PIL images; a slice is a tuple.
 
+    request: what was asked for. If the drawing was interrupted, the pictures are the first of it: see `complete`.
     unknown_words: by prompt, the words the model does not know, each with the nearest that it does.
     """
 
@@ -253,16 +266,72 @@ class Result:
     records: tuple[StageRecord, ...] = ()
     unknown_words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every picture that was asked for is there."""
+        return len(self.images) >= self._asked
+
+    @property
+    def _asked(self) -> int:
+        return len(self.request.prompts) * len(self.request.seeds)
+
     def __len__(self) -> int:
         return len(self.images)
 
     def __iter__(self) -> Iterator[Image]:
         return iter(self.images)
 
-    def __getitem__(self, index: int) -> Image:
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Image, ...]: ...
+    def __getitem__(self, index: int | slice) -> Image | tuple[Image, ...]:
         return self.images[index]
 
     def __repr__(self) -> str:
         width, height = self.request.size
+        count = len(self.images) if self.complete else f"{len(self.images)} of {self._asked}"
         seconds = sum(r.seconds for r in self.records)
-        return f"Result({len(self.images)} pictures, {width}x{height}, {seconds:.1f} s)"
+        return f"Result({count} pictures, {width}x{height}, {seconds:.1f} s)"
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: thumbnails, each with its prompt and seed."""
+        from mmgen.thumbnails import figures
+
+        return figures(self.images, self._captions())
+
+    def grid(self, columns: int = 4) -> Image:
+        """All in one picture, row by row, each with its prompt and seed. Raises UsageError if there are none."""
+        from mmgen.images import grid
+
+        return grid(self.images, columns, self._captions())
+
+    def save(self, folder: str | os.PathLike[str], format: Format = "png") -> list[Path]:
+        """Write every picture with its own settings into `folder`, made if it is not there. Returns the new names.
+
+        format: png, jpeg or webp. No file is replaced: the names are NUMBER-PROMPT-SEED, counted on from the highest.
+        Raises UsageError, before anything is written, for another format and for settings that do not fit into it;
+        MachineError where disk, folder or permission is in the way.
+        """
+        from mmgen.images import FORMATS, check_fits, write_picture
+
+        if format not in FORMATS:
+            raise UsageError(f"no format {format!r}: choose one of {', '.join(FORMATS)}")
+        singles = [self.request.single(prompt, seed) for prompt, seed in self._pictures()]
+        for single in singles:
+            check_fits(format, single)
+        return [
+            write_picture(image, single, Path(folder), format)
+            for image, single in zip(self.images, singles, strict=True)
+        ]
+
+    def _pictures(self) -> Iterator[tuple[str, int]]:
+        """(prompt, seed) of every picture that is there."""
+        return islice(self.request.pictures(), len(self.images))
+
+    def _captions(self) -> list[str]:
+        return [f"{_short(prompt)}, seed {seed}" for prompt, seed in self._pictures()]
+
+
+def _short(prompt: str) -> str:
+    return prompt if len(prompt) <= CAPTION_CHARS else f"{prompt[:CAPTION_CHARS]}..."

@@ -22,8 +22,8 @@ class DecoderStage:
     name = "decoder"
     gives = frozenset({"image"})
     takes = frozenset({
-        "steps", "sampler", "eta", "guidance_scale", "guidance_interval", "guidance_rescale", "threshold",
-        "threshold_cap",
+        "steps", "sampler", "eta", "guidance_scale", "guidance_interval", "guidance_rescale", "guidance_parallel",
+        "guidance_limit", "threshold", "threshold_cap",
     })  # fmt: skip
 
     def __init__(self, network: ConditionedUNet, defaults: StageSettings, *, uses_image_embed: bool) -> None:

@@ -28,7 +28,8 @@ def make_denoiser(
     count = _rows_of(cond)
     scale = 1.0 if settings.guidance_scale is None or other is None else settings.guidance_scale
     interval = settings.guidance_interval
-    mix = guidance.make(scale, settings.guidance_rescale or 0.0)
+    parallel = 1.0 if settings.guidance_parallel is None else settings.guidance_parallel
+    mix = guidance.make(scale, settings.guidance_rescale or 0.0, parallel, settings.guidance_limit)
     limit = threshold.make(
         "none" if settings.threshold is None else settings.threshold, settings.threshold_cap
     )

@@ -67,3 +67,36 @@ def test_rescaling_does_not_depend_on_the_batch():
     together = guide(cond, uncond)
     for i in range(3):
         assert torch.equal(together[i], guide(cond[i : i + 1], uncond[i : i + 1])[0])
+
+
+@pytest.mark.parametrize(
+    ("parallel", "limit"), [(0.0, None), (0.3, None), (1.0, 0.2), (0.0, 0.2), (0.5, 50.0)]
+)
+def test_projected_guidance_is_that_of_diffusers(parallel, limit):
+    from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
+
+    cond, uncond = branches()
+    norm = 0.0 if limit is None else limit * (3 * 8 * 8) ** 0.5
+    theirs = normalized_guidance(  # from the conditional side, so one less than the scale
+        cond, uncond, 3.0, None, eta=parallel, norm_threshold=norm, use_original_formulation=True
+    )
+    ours = guidance.make(4.0, parallel=parallel, limit=limit)(cond, uncond)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_projection_takes_away_what_only_brightens():
+    cond, uncond = branches()
+    plain, projected = guidance.make(4.0)(cond, uncond), guidance.make(4.0, parallel=0.0)(cond, uncond)
+    across = (projected - cond).flatten(1)
+    assert (across * cond.flatten(1)).sum(1).abs().max() < 1e-3
+    assert not torch.allclose(plain, projected, atol=0.1)
+    assert torch.equal(guidance.make(1.0, parallel=0.0, limit=0.1)(cond, uncond), cond)
+
+
+def test_a_limit_holds_back_only_what_is_larger():
+    cond, uncond = branches()
+    near = cond + 0.01 * (uncond - cond)
+    limited = guidance.make(3.0, limit=0.5)
+    torch.testing.assert_close(limited(cond, near), guidance.make(3.0)(cond, near))
+    moved = (limited(cond, uncond) - cond) / 2
+    torch.testing.assert_close(moved.square().flatten(1).mean(1).sqrt(), torch.full((3,), 0.5))
