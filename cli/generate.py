@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ from mmgen.types import DRAWN_SEEDS, MAX_SEED, MAX_STEPS, SAMPLERS, Request, Siz
 
 if TYPE_CHECKING:
     from mmgen.cli.output import Output
+    from mmgen.cli.preview import Views
     from mmgen.images import Format
     from mmgen.pipelines.text_to_image import TextToImage
 
@@ -42,10 +46,14 @@ class Options:
     model: str
     device: str | None
     dtype: str | None
+    attention: str | None
     format: Format | None
     settings: tuple[str, ...]
     as_json: bool
     overwrite: bool
+    preview: str | None
+    grid: bool
+    no_show: bool
 
     def stages(self) -> dict[str, StageSettings]:
         """Settings by stage; the short options mean the stage 'decoder'."""
@@ -86,12 +94,19 @@ OPTIONS = (
     click.option("--device", type=parse_device, metavar="DEVICE",
                  help="Where to run: cpu, cuda, cuda:1 or mps."),
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Numbers to compute with."),
+    click.option("--attention", metavar="NAME",
+                 help="How attention is computed; 'mmgen doctor' lists what runs here."),
     click.option("--format", type=click.Choice(["png", "jpeg", "webp"]),
                  help="Kind of file; png, or what --out says."),
     click.option("--set", "settings", multiple=True, metavar="STAGE.NAME=VALUE",
                  help="Any setting of any stage; may be repeated."),
     click.option("--json", "as_json", is_flag=True, help="One JSON object per picture on standard output."),
     click.option("--overwrite", is_flag=True, help="Replace the file that --out names."),
+    click.option("--preview", metavar="FILE",
+                 help="A png, jpg or webp file that shows the picture so far, rewritten after every step."),
+    click.option("--grid", is_flag=True, help="Also one sheet of all pictures, grid-0001.png."),
+    click.option("--no-show", is_flag=True,
+                 help="No thumbnails between the lines of a terminal that can show them."),
 )  # fmt: skip
 
 
@@ -113,9 +128,10 @@ def generate(**given: Any) -> None:
     mmgen generate "a red kite over a lake" --size 512 --seed 7
     mmgen generate "a fox" -n 4 --set super-res-256.steps=10
     mmgen generate - --json < prompts.txt
+    mmgen generate "a boat" -n 9 --grid --preview now.png
     """
     options = Options(**given)
-    asked, output = _check(options)
+    asked, output, views = _check(options)
     note(f"loading {options.model}")
     import mmgen
     from mmgen.images import check_fits
@@ -130,13 +146,14 @@ def generate(**given: Any) -> None:
     )
     for prompt in request.prompts:
         check_fits(output.format, request.single(prompt, request.seeds[-1]))
-    failed = _draw(pipe, request, output, options.as_json)
+    failed = _draw(pipe, request, output, views, options.as_json)
+    views.show_all(output.folder)
     if failed:
         note(f"{failed} of {len(asked.prompts) * len(asked.seeds)} pictures failed; the others are there")
         click.get_current_context().exit(1)
 
 
-def _check(options: Options) -> tuple[Request, Output]:
+def _check(options: Options) -> tuple[Request, Output, Views]:
     """All that can be wrong before a model is loaded: values, names, and whether pictures can be written."""
     prompts = read_prompts(options.prompts)
     check_prompt(options.negative, what="negative prompt", may_be_empty=True)
@@ -151,7 +168,13 @@ def _check(options: Options) -> tuple[Request, Output]:
     sides = sizes(options.model)
     if options.size is not None:
         fitting_side(options.size, sides, options.model)
-    output = plan(options.out, options.format, len(prompts) * options.count, options.overwrite)
+    pictures = len(prompts) * options.count
+    output = plan(options.out, options.format, pictures, options.overwrite)
+    views = _views(options, output, pictures)
+    if options.attention is not None:
+        from mmgen.attention import use
+
+        use(options.attention)
     asked = Request(
         prompts=prompts,
         seeds=options.seeds(),
@@ -159,20 +182,34 @@ def _check(options: Options) -> tuple[Request, Output]:
         negative_prompt=options.negative,
         stages=stages,
     )
-    return asked, output
+    return asked, output, views
 
 
-def _draw(pipe: TextToImage, request: Request, output: Output, as_json: bool) -> int:
+def _views(options: Options, output: Output, pictures: int) -> Views:
+    """What is shown besides the files, as far as it can be. Raises UsageError where that cannot be meant."""
+    from mmgen.cli.preview import MAX_ON_SHEET, Sheet, Views, inline_protocol, plan_preview
+
+    if options.grid and pictures > MAX_ON_SHEET:
+        raise UsageError(f"--grid holds {MAX_ON_SHEET} pictures and {pictures} are asked for: leave it out")
+    return Views(
+        preview=None if options.preview is None else plan_preview(options.preview, output.file),
+        inline=None if options.no_show else inline_protocol(os.environ, sys.stderr.isatty()),
+        sheet=Sheet() if options.grid else None,
+    )
+
+
+def _draw(pipe: TextToImage, request: Request, output: Output, views: Views, as_json: bool) -> int:
     """Draw and write the pictures one by one, so that each is safe before the next begins. How many failed."""
     pictures = list(request.pictures())
     failed = 0
     said: set[tuple[str, str]] = set()
+    show_step = partial(views.show_step, size=request.size)
     for number, (prompt, seed) in enumerate(pictures, start=1):
         single = request.single(prompt, seed)
         started = time.monotonic()
         try:
             with StageBars(f"{number}/{len(pictures)}") as bars:
-                result = drain(pipe.stream(single), bars)
+                result = drain(pipe.stream(single), bars.show, show_step)
         except NonFiniteError as error:
             failed += 1
             note(f"error: {prompt!r}, seed {seed}: {error}")
@@ -183,6 +220,7 @@ def _draw(pipe: TextToImage, request: Request, output: Output, as_json: bool) ->
         path = output.save(result.images[0], result.request)
         seconds = round(time.monotonic() - started, 3)
         _print_picture(result.request, path, as_json, {"seconds": seconds, "unknown_words": dict(unknown)})
+        views.show_picture(result.images[0], prompt, seed)
     return failed
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "mmgen.cli.generate:generate",
     "inspect": "mmgen.cli.inspect:inspect",
     "models": "mmgen.cli.models:models",
+    "doctor": "mmgen.cli.doctor:doctor",
     "train": "mmgen.cli.train:train",
     "eval": "mmgen.cli.eval:evaluate",
 }

@@ -19,7 +19,6 @@ from mmgen.images import (
     write_new,
     write_picture,
 )
-from mmgen.images import slug as slug
 from mmgen.types import Request
 
 _FORMAT_OF: dict[str, Format] = {**{SUFFIXES[name]: name for name in FORMATS}, ".jpeg": "jpeg"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -74,12 +74,13 @@ class StageBars:
         self.stage = ""
 
 
-def drain(run: Generator[Step, None, Result], bars: StageBars) -> Result:
-    """Run a stream of steps to its end, showing each; its result."""
+def drain(run: Generator[Step, None, Result], *watchers: Callable[[Step], None]) -> Result:
+    """Run a stream of steps to its end, telling each watcher of each step; its result."""
     while True:
         try:
             step = next(run)
         except StopIteration as done:
             result: Result = done.value
             return result
-        bars.show(step)
+        for watcher in watchers:
+            watcher(step)

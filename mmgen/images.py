@@ -342,7 +342,7 @@ def write_picture(image: Image.Image, request: Request, folder: Path, format: Fo
     """
     make_folder(folder)
     ((prompt, seed),) = request.pictures()
-    names = _numbered(folder, f"{slug(prompt)}-{seed}{SUFFIXES[format]}")
+    names = _numbered(folder, "-".join(filter(None, [slug(prompt), f"{seed}{SUFFIXES[format]}"])))
     return write_new(next(names), encode(image, format, request), alternatives=names)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
 
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "dpmpp-2m"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+Verb = Literal["generate", "edit", "upscale"]
+VERBS: tuple[str, ...] = get_args(Verb)
+# by verb: the pictures that it must start from, and all that it can
+_INPUTS: Mapping[str, tuple[set[str], set[str]]] = {
+    "generate": (set(), set()),
+    "edit": ({"image"}, {"image", "mask"}),
+    "upscale": ({"image"}, {"image"}),
+}
+MIN_STRENGTH = 0.01
 Size = tuple[int, int]
 MAX_SEED = 2**63 - 1
 DRAWN_SEEDS = 2**32  # a seed that is drawn for a person is one of so many: short enough to type again
@@ -140,7 +150,9 @@ class Request:
     """All that is needed to repeat the pictures; it is written into them.
 
     The pictures are prompts x seeds, prompt-major. size: (width, height) in pixels. stages: settings by stage name.
-    model: name of the model asked for, with its digest once it is known ("" before loading).
+    model: name of the model asked for, with its digest once it is known ("" before loading). verb: what is done.
+    inputs: the pictures it starts from, "image" and "mask", as sha256 of their pixels (`mmgen.inputs.digest`).
+    strength: how far an edited picture may move away, in (0, 1]. An upscaled picture needs no prompt: "".
     Raises UsageError where a value cannot be meant.
     """
 
@@ -151,14 +163,18 @@ class Request:
     stages: Mapping[str, StageSettings] = field(default_factory=dict)
     model: str = ""
     model_digest: str = ""
+    verb: Verb = "generate"
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         self._check_kinds()
         object.__setattr__(self, "stages", MappingProxyType(dict(self.stages)))
+        self._check_start()
         if not self.prompts:
             raise UsageError("no prompt was given: say what to draw")
         for prompt in self.prompts:
-            check_prompt(prompt)
+            check_prompt(prompt, may_be_empty=self.verb == "upscale")
         check_prompt(self.negative_prompt, what="negative prompt", may_be_empty=True)
         if not self.seeds:
             raise UsageError("no seed was given: give at least one")
@@ -181,6 +197,28 @@ class Request:
             if not isinstance(name, str) or not isinstance(settings, StageSettings):
                 raise UsageError(f"stage {name!r} is {settings!r}: give StageSettings by name")
 
+    def _check_start(self) -> None:
+        """What the pictures start from fits what is done."""
+        if self.verb not in VERBS:
+            raise UsageError(f"no verb {self.verb!r}: choose one of {', '.join(VERBS)}")
+        if not isinstance(self.inputs, Mapping):
+            raise UsageError(f"request field 'inputs' is {self.inputs!r}: give sha256 by name")
+        needed, most = _INPUTS[self.verb]
+        names = set(self.inputs)
+        if not needed <= names <= most:
+            raise UsageError(
+                f"{self.verb} starts from {' and '.join(sorted(most)) or 'no picture'}, not from "
+                f"{' and '.join(sorted(map(str, names))) or 'none'}"
+            )
+        for name, value in self.inputs.items():
+            if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+                raise UsageError(f"the {name} is {value!r}: give the sha256 of its pixels")
+        object.__setattr__(self, "inputs", MappingProxyType(dict(sorted(self.inputs.items()))))
+        if (self.strength is None) != (self.verb != "edit"):
+            raise UsageError(f"strength is {self.strength}: an edit needs it, and nothing else takes it")
+        if self.strength is not None:
+            object.__setattr__(self, "strength", _number("strength", self.strength, MIN_STRENGTH, 1))
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A MappingProxyType cannot be pickled, and requests go to other processes.
         values = (getattr(self, f.name) for f in dataclasses.fields(self))
@@ -198,6 +236,7 @@ class Request:
         """One line of JSON, keys sorted, so that equal requests are equal text."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["stages"] = {name: settings.to_dict() for name, settings in sorted(self.stages.items())}
+        values["inputs"] = dict(self.inputs)
         return json.dumps(values, ensure_ascii=False, sort_keys=True)
 
     @classmethod

@@ -57,7 +57,7 @@ class Cascade:
                 f"settings for stage {idle[0]!r}, but at {self.sizes[-1]} px only {', '.join(self.names)} run"
             )
         stages = {
-            stage.name: _complete(stage, given.get(stage.name, StageSettings())) for stage in self.stages
+            stage.name: complete(stage, given.get(stage.name, StageSettings())) for stage in self.stages
         }
         return {name: settings for name, settings in stages.items() if settings.to_dict()}
 
@@ -75,7 +75,11 @@ class Cascade:
         return draft
 
 
-def _complete(stage: Stage, settings: StageSettings) -> StageSettings:
+def complete(stage: Stage, settings: StageSettings) -> StageSettings:
+    """Every setting of one stage, by its default where it is not given.
+
+    Raises UsageError for a setting that the stage or its sampler ignores.
+    """
     if ignored := [name for name in settings.to_dict() if name not in stage.takes]:
         taken = [field.name for field in dataclasses.fields(StageSettings) if field.name in stage.takes]
         raise UsageError(

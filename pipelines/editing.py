@@ -7,14 +7,21 @@ Strength: Meng et al. 2021 (SDEdit), arXiv:2108.01073; a known region: Lugmayr e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image
 from torch import Tensor
 
+from mmgen.errors import UsageError
+from mmgen.images import resize, to_tensor
+from mmgen.inputs import digest
 from mmgen.schedulers.prediction import Prediction
 from mmgen.schedulers.samplers import Denoise
+from mmgen.types import Request
+
+STRENGTH = 0.6  # of an edit without a mask, where nobody says
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,32 @@ class Known:
             return found._replace(x0=self.keep(found.x0))
 
         return denoise_around
+
+
+def over(request: Request, image: Image, mask: Image | None, strength: float | None) -> Request:
+    """The request, to be drawn over a picture; one that says so already must have been made over the same.
+
+    strength: None = STRENGTH, with a mask 1. Raises UsageError for another picture or mask than the request's.
+    """
+    given = {"image": digest(image)} | ({} if mask is None else {"mask": digest(mask)})
+    if request.verb != "edit":
+        if strength is None:
+            strength = STRENGTH if mask is None else 1.0
+        return replace(request, verb="edit", inputs=given, strength=strength)
+    if strength is not None:
+        raise UsageError("a request says everything itself: leave strength out, or give prompts")
+    names = sorted(given.keys() | request.inputs.keys())
+    if changed := [name for name in names if given.get(name) != request.inputs.get(name)]:
+        raise UsageError(f"the request was made with another {' and '.join(changed)}: give the same again")
+    return request
+
+
+def known(image: Image, mask: Image | None, request: Request) -> Known:
+    """What an edit starts from, at the request's size; pictures of another shape are cut to its middle."""
+    assert request.strength is not None
+    shown = to_tensor([resize(image, request.size)])
+    repaint = None if mask is None else (to_tensor([resize(mask, request.size)])[:, :1] + 1) / 2
+    return Known(shown, repaint, request.strength)
 
 
 def _resized(image: Tensor, size: int) -> Tensor:

@@ -44,11 +44,14 @@ class SuperResStage:
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
         if draft.image is None:
             raise ValueError("super-resolution needs an image")
+        height, width = draft.image.shape[-2:]
+        # a multiple of what the network sees as one, once it is enlarged
+        low = F.pad(draft.image, (0, -width % self._grain, 0, -height % self._grain), mode="replicate")
         level = resolved(settings.noise_level, "noise_level", self.name)
         limit = threshold.make(resolved(settings.threshold, "threshold", self.name))
         scale = self.network.config.residual_scale
-        low_res = self._corrupt(draft.image, level, noise)
-        residual = self._residual(low_res, level, draft.image.shape[-1])
+        low_res = self._corrupt(low, level, noise)
+        residual = self._residual(low_res, level, max(height, width))
         known = None if draft.known is None else draft.known.at(low_res.shape[-1])
 
         def denoise(r_t: Tensor, t: Tensor, s: Tensor) -> Prediction:
@@ -59,9 +62,16 @@ class SuperResStage:
 
         r = noise.draw(low_res.shape[1:]).to(low_res.device)
         begin = None if known is None else ((known.image.to(r) - low_res) / scale, known.strength)
+        shown = (..., slice(FACTOR * height), slice(FACTOR * width))
         for step in diffuse(denoise, r, settings, noise, stage=self.name, begin=begin):
-            yield step._replace(x0=low_res + scale * step.x0)
-        return replace(draft, image=(low_res + scale * step.x).clamp(-1, 1))
+            yield step._replace(x0=(low_res + scale * step.x0)[shown])
+        return replace(draft, image=(low_res + scale * step.x)[shown].clamp(-1, 1))
+
+    @property
+    def _grain(self) -> int:
+        """Pixels of a small picture that the network sees as one, at its lowest resolution."""
+        config = self.network.config
+        return max(1, getattr(config, "stem", 1) * 2 ** (len(config.channels) - 1) // FACTOR)
 
     def _residual(self, low_res: Tensor, level: float, source_size: int) -> Callable[..., Tensor]:
         """(r_t, t, s) -> what the network says the picture lacks, [B, 3, H, W], square by square where it is large."""

@@ -11,16 +11,23 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
+from mmgen import inputs
 from mmgen.errors import UsageError
-from mmgen.images import to_pil
-from mmgen.pipelines.cascade import Cascade
+from mmgen.images import to_pil, to_tensor
+from mmgen.noise import Noise
+from mmgen.pipelines.cascade import Cascade, complete
 from mmgen.pipelines.catalogue import fitting_side
 from mmgen.pipelines.clock import Clock
+from mmgen.pipelines.editing import Known, known, over
+from mmgen.pipelines.families import FACTOR
 from mmgen.pipelines.notebook import OnStepEnd, drain, following, step_end
-from mmgen.pipelines.stage import Draft, finish
+from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.vocabulary import unknown_words
 from mmgen.schedulers.samplers import Step
-from mmgen.types import DRAWN_SEEDS, Request, Result, StageSettings
+from mmgen.types import DRAWN_SEEDS, Request, Result, StageSettings, Verb
+
+Draw = Callable[[list[Image], Clock], Generator[Step, None, Result]]
+"""(images, clock) -> steps and the result; images takes the pictures as they are done: no interruption loses them."""
 
 
 class TextToImage:
@@ -82,7 +89,81 @@ class TextToImage:
         request = self._asked(
             prompts, seeds=seeds, count=count, size=size, negative_prompt=negative_prompt, stages=stages
         )
-        return self._followed(request, progress, callback_on_step_end)
+        return self._followed(self._draw_from(request), request, progress, callback_on_step_end)
+
+    def edit(
+        self,
+        image: Image,
+        prompts: str | Sequence[str] | Request,
+        *,
+        mask: Image | None = None,
+        strength: float | None = None,
+        seeds: Sequence[int] | None = None,
+        count: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        negative_prompt: str = "",
+        stages: Mapping[str, StageSettings] | None = None,
+        progress: bool | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+    ) -> Result:
+        """Draw over a picture, through all stages.
+
+        image: of any size and mode; its middle square is taken. mask: of the same size, white where the picture is
+        drawn anew, black where it stays to the last bit; None: anywhere. strength: the noise to begin with, from 0.01
+        (all but the same) to 1 (all forgotten); None: 0.6, with a mask 1. prompts and all else: as in a call.
+        Raises UsageError for pictures that do not fit, and for a request that was made over another picture.
+        """
+        given = inputs.picture(image)
+        repaint = None if mask is None else inputs.checked_mask(mask, given.size)
+        asked = self._asked(
+            prompts,
+            "edit",
+            seeds=seeds,
+            count=count,
+            size=size,
+            negative_prompt=negative_prompt,
+            stages=stages,
+        )
+        request = over(asked, given, repaint, strength)
+        draw = self._draw_from(request, known(given, repaint, request))
+        return self._followed(draw, request, progress, callback_on_step_end)
+
+    def upscale(
+        self,
+        image: Image,
+        *,
+        seed: int | None = None,
+        settings: StageSettings | None = None,
+        progress: bool | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+    ) -> Result:
+        """A picture of any size and shape, four times as large, in squares that are blended at every step.
+
+        seed: None = one is drawn. settings: of the super-resolution stage. Raises UsageError if the model has none.
+        """
+        given = inputs.picture(image)
+        stage = self._enlarger(max(given.size))
+        size = (FACTOR * given.width, FACTOR * given.height)
+        request = Request(
+            prompts=("",),
+            seeds=_seeds(None if seed is None else [seed], None),
+            size=size,
+            stages={stage.name: complete(stage, settings or StageSettings())},
+            model=self.name,
+            model_digest=self.digest,
+            verb="upscale",
+            inputs={"image": inputs.digest(given)},
+        )
+
+        def draw(images: list[Image], clock: Clock) -> Generator[Step, None, Result]:
+            draft = Draft(request.prompts, image=to_tensor([given]).to(self.device))
+            run = stage.run(draft, request.stages[stage.name], Noise(request.seeds, stage.name))
+            draft = yield from clock.watch(stage.name, run)
+            assert draft.image is not None
+            images += to_pil(draft.image)
+            return self._result(request, images, clock)
+
+        return self._followed(draw, request, progress, callback_on_step_end)
 
     def request(
         self,
@@ -135,12 +216,14 @@ class TextToImage:
         request = self._asked(
             prompts, seeds=seeds, count=count, size=size, negative_prompt=negative_prompt, stages=stages
         )
-        return self._draw(request, [], Clock(self.device))
+        return self._draw_from(request)([], Clock(self.device))
 
-    def _asked(self, asked: str | Sequence[str] | Request, **given: Any) -> Request:
+    def _asked(self, asked: str | Sequence[str] | Request, verb: Verb = "generate", **given: Any) -> Request:
         """The complete request, from prompts and what is given for them, or from a request with nothing given."""
         if not isinstance(asked, Request):
             return self.request(asked, **given)
+        if asked.verb != verb:
+            raise UsageError(f"the request is of the verb {asked.verb!r}: give it to `{asked.verb}`")
         if extra := [name for name, value in given.items() if value is not None and value != ""]:
             raise UsageError(f"a request says everything itself: leave {extra[0]} out, or give prompts")
         if asked.model_digest not in ("", self.digest):
@@ -150,7 +233,9 @@ class TextToImage:
             )
         return replace(asked, stages=self.cascade.up_to(self._side(asked.size)).resolve(asked.stages))
 
-    def _followed(self, request: Request, progress: bool | None, on_step_end: OnStepEnd | None) -> Result:
+    def _followed(
+        self, draw: Draw, request: Request, progress: bool | None, on_step_end: OnStepEnd | None
+    ) -> Result:
         images: list[Image] = []
         clock = Clock(self.device)
         batches = len(_batches(request.pictures(), self.batch_size))
@@ -158,25 +243,38 @@ class TextToImage:
             with following(progress, batches) as views:
                 if on_step_end is not None:
                     views.append(step_end(self, on_step_end))
-                return drain(self._draw(request, images, clock), views)
+                return drain(draw(images, clock), views)
         except KeyboardInterrupt:
             if not images:
                 raise
             return self._result(request, images, clock)
 
-    def _draw(self, request: Request, images: list[Image], clock: Clock) -> Generator[Step, None, Result]:
-        """Draw a complete request. images: takes the pictures as they are done, so that no interruption loses them."""
+    def _draw_from(self, request: Request, over: Known | None = None) -> Draw:
+        """How to draw a complete request, over a known picture if there is one."""
         cascade = self.cascade.up_to(self._side(request.size))
-        for pictures in _batches(request.pictures(), self.batch_size):
-            prompts, seeds = zip(*pictures, strict=True)
-            draft = Draft(prompts, request.negative_prompt)
-            draft = yield from cascade.run(draft, request.stages, seeds, clock)
-            assert draft.image is not None
-            images += to_pil(draft.image)
-        return self._result(request, images, clock)
+
+        def draw(images: list[Image], clock: Clock) -> Generator[Step, None, Result]:
+            for pictures in _batches(request.pictures(), self.batch_size):
+                prompts, seeds = zip(*pictures, strict=True)
+                draft = Draft(prompts, request.negative_prompt, known=over)
+                draft = yield from cascade.run(draft, request.stages, seeds, clock)
+                assert draft.image is not None
+                images += to_pil(draft.image)
+            return self._result(request, images, clock)
+
+        return draw
 
     def _result(self, request: Request, images: Sequence[Image], clock: Clock) -> Result:
         return Result(request, tuple(images), clock.records, self._unknown(request.prompts))
+
+    def _enlarger(self, side: int) -> Stage:
+        """The super-resolution stage for a picture of this side: the smallest one that is trained for as much."""
+        found = [stage for stage in self.cascade.stages if "noise_level" in stage.takes]
+        if not found:
+            raise UsageError(f"{self.name} has no super-resolution stage: it cannot enlarge pictures")
+        return next(
+            (stage for stage in found if stage.size is not None and stage.size >= FACTOR * side), found[-1]
+        )
 
     def _side(self, size: int | tuple[int, int] | None) -> int:
         if size is None:

@@ -1,4 +1,6 @@
-"""Noise schedules, what a network's output means, one-step equations and samplers."""
+"""Noise schedules, what a network's output means, one-step equations and samplers, also those of diffusers."""
+
+from typing import Any
 
 from mmgen.schedulers.prediction import Prediction, PredictionKind, add_noise, eps_from_x0, to_x0
 from mmgen.schedulers.samplers import SAMPLERS, Denoise, Sampler, Step, sampler
@@ -12,7 +14,10 @@ from mmgen.schedulers.schedules import (
     schedule,
 )
 
+# Loaded when first used: they import diffusers, which takes seconds.
+_INTEROP = ("MmgenScheduler", "adapted", "foreign_sampler", "foreign_samplers")
 __all__ = [
+    *_INTEROP,
     "SAMPLERS",
     "CosineSchedule",
     "Denoise",
@@ -31,3 +36,11 @@ __all__ = [
     "schedule",
     "to_x0",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _INTEROP:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mmgen.schedulers import interop
+
+    return getattr(interop, name)

@@ -22,8 +22,7 @@ import mmgen
 from mmgen.cli import generate as generate_module
 from mmgen.cli import main as main_module
 from mmgen.cli.options import STAGE_NAMES, parse_settings, parse_threshold
-from mmgen.cli.output import slug
-from mmgen.images import read_metadata
+from mmgen.images import read_metadata, slug
 from mmgen.types import StageSettings
 
 TRAVERSAL = "../../etc/passwd a fox"
@@ -400,7 +399,8 @@ def test_every_prompt_makes_a_name(prompt: str) -> None:
 def test_every_setting_of_a_stage_can_be_written() -> None:
     written = {
         "steps": ("4", 4), "sampler": ("heun", "heun"), "eta": ("0.5", 0.5), "guidance_scale": ("2", 2.0),
-        "guidance_interval": ("0.2,0.8", (0.2, 0.8)), "guidance_rescale": ("0.7", 0.7), "threshold": ("0.99", 0.99),
+        "guidance_interval": ("0.2,0.8", (0.2, 0.8)), "guidance_rescale": ("0.7", 0.7),
+        "guidance_parallel": ("0.4", 0.4), "guidance_limit": ("0.3", 0.3), "threshold": ("0.99", 0.99),
         "threshold_cap": ("1.5", 1.5), "noise_level": ("0.1", 0.1),
     }  # fmt: skip
     assert set(written) == set(STAGE_NAMES)
