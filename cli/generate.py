@@ -7,11 +7,11 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -21,12 +21,25 @@ from mmgen.errors import NonFiniteError, UsageError
 from mmgen.types import DRAWN_SEEDS, MAX_SEED, MAX_STEPS, SAMPLERS, Request, Size, StageSettings, check_prompt
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from mmgen.cli.output import Output
     from mmgen.cli.preview import Views
     from mmgen.images import Format
     from mmgen.pipelines.text_to_image import TextToImage
+    from mmgen.schedulers.samplers import Step
+    from mmgen.types import Result
 
 MAX_COUNT = 10_000
+Stream = Callable[[Request], "Generator[Step, None, Result]"]
+
+
+class Over(NamedTuple):
+    """A picture that is drawn over. mask: white where; None: anywhere. strength: None where nobody says."""
+
+    image: Image
+    mask: Image | None
+    strength: float | None
 
 
 @dataclass(frozen=True)
@@ -110,14 +123,15 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def _with_options(function: Callable[..., None]) -> Callable[..., None]:
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every option of `generate`."""
     for option in reversed(OPTIONS):
         function = option(function)
     return function
 
 
 @click.command()
-@_with_options
+@with_options
 def generate(**given: Any) -> None:
     """Draw a picture for each PROMPT.
 
@@ -130,7 +144,11 @@ def generate(**given: Any) -> None:
     mmgen generate - --json < prompts.txt
     mmgen generate "a boat" -n 9 --grid --preview now.png
     """
-    options = Options(**given)
+    draw_all(Options(**given))
+
+
+def draw_all(options: Options, over: Over | None = None) -> None:
+    """Check everything, load the model, draw and write; over: the picture that is drawn over."""
     asked, output, views = _check(options)
     note(f"loading {options.model}")
     import mmgen
@@ -144,9 +162,15 @@ def generate(**given: Any) -> None:
         negative_prompt=asked.negative_prompt,
         stages=asked.stages,
     )
+    stream = pipe.stream
+    if over is not None:
+        from mmgen.pipelines import editing
+
+        request = editing.over(request, over.image, over.mask, over.strength)
+        stream = partial(pipe.stream, image=over.image, mask=over.mask)
     for prompt in request.prompts:
         check_fits(output.format, request.single(prompt, request.seeds[-1]))
-    failed = _draw(pipe, request, output, views, options.as_json)
+    failed = _draw(pipe, request, stream, output, views, options.as_json)
     views.show_all(output.folder)
     if failed:
         note(f"{failed} of {len(asked.prompts) * len(asked.seeds)} pictures failed; the others are there")
@@ -198,7 +222,9 @@ def _views(options: Options, output: Output, pictures: int) -> Views:
     )
 
 
-def _draw(pipe: TextToImage, request: Request, output: Output, views: Views, as_json: bool) -> int:
+def _draw(
+    pipe: TextToImage, request: Request, stream: Stream, output: Output, views: Views, as_json: bool
+) -> int:
     """Draw and write the pictures one by one, so that each is safe before the next begins. How many failed."""
     pictures = list(request.pictures())
     failed = 0
@@ -209,7 +235,7 @@ def _draw(pipe: TextToImage, request: Request, output: Output, views: Views, as_
         started = time.monotonic()
         try:
             with StageBars(f"{number}/{len(pictures)}") as bars:
-                result = drain(pipe.stream(single), bars.show, show_step)
+                result = drain(stream(single), bars.show, show_step)
         except NonFiniteError as error:
             failed += 1
             note(f"error: {prompt!r}, seed {seed}: {error}")

@@ -59,11 +59,16 @@ def _as_text(file: str, metadata: Metadata) -> str:
 
 
 def _request_lines(request: Request) -> list[str]:
-    lines = [f"prompt: {prompt}" for prompt in request.prompts]
+    lines = [f"prompt: {prompt}" for prompt in request.prompts if prompt]
     if request.negative_prompt:
         lines.append(f"negative prompt: {request.negative_prompt}")
     lines.append(f"seed: {', '.join(map(str, request.seeds))}")
     lines.append(f"size: {request.size[0]}x{request.size[1]}")
+    if request.verb != "generate":
+        lines.append(f"verb: {request.verb}")
+    if request.strength is not None:
+        lines.append(f"strength: {request.strength:g}")
+    lines += [f"{name}: sha256 {digest[:10]}" for name, digest in request.inputs.items()]
     if request.model:
         lines.append(f"model: {request.model} {request.model_digest[:10]}".rstrip())
     for stage, settings in request.stages.items():

@@ -21,6 +21,8 @@ from mmgen.errors import MachineError, MmgenError
 
 COMMANDS = {
     "generate": "mmgen.cli.generate:generate",
+    "edit": "mmgen.cli.edit:edit",
+    "upscale": "mmgen.cli.upscale:upscale",
     "inspect": "mmgen.cli.inspect:inspect",
     "models": "mmgen.cli.models:models",
     "doctor": "mmgen.cli.doctor:doctor",

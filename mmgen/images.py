@@ -170,6 +170,7 @@ def parameters_text(request: Request) -> str:
         "Sampler": decoder.sampler,
         "CFG scale": None if decoder.guidance_scale is None else f"{decoder.guidance_scale:g}",
         "Seed": seed,
+        "Denoising strength": None if request.strength is None else f"{request.strength:g}",
         "Size": "x".join(map(str, request.size)),
         "Model hash": request.model_digest[:10] or None,
         "Model": request.model or None,
@@ -334,15 +335,15 @@ def _xmp_fields(packet: object) -> dict[str, str]:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def write_picture(image: Image.Image, request: Request, folder: Path, format: Format) -> Path:
+def write_picture(image: Image.Image, request: Request, folder: Path, format: Format, name: str = "") -> Path:
     """Write one picture with the request that made it into `folder`, under a name of its own. Returns the name.
 
-    request: of this one picture (`Request.single`). The name is NUMBER-PROMPT-SEED, with the number after the highest
-    in the folder, which is made if it is not there. Raises as `encode` and `write_new` do.
+    request: of this one picture (`Request.single`). The file is NUMBER-PROMPT-SEED, with the number after the highest
+    in the folder, which is made if it is not there; name: in the prompt's place. Raises as `encode` and `write_new` do.
     """
     make_folder(folder)
     ((prompt, seed),) = request.pictures()
-    names = _numbered(folder, "-".join(filter(None, [slug(prompt), f"{seed}{SUFFIXES[format]}"])))
+    names = _numbered(folder, "-".join(filter(None, [slug(name or prompt), f"{seed}{SUFFIXES[format]}"])))
     return write_new(next(names), encode(image, format, request), alternatives=names)
 
 

@@ -208,15 +208,26 @@ class TextToImage:
         size: int | tuple[int, int] | None = None,
         negative_prompt: str = "",
         stages: Mapping[str, StageSettings] | None = None,
+        image: Image | None = None,
+        mask: Image | None = None,
+        strength: float | None = None,
     ) -> Generator[Step, None, Result]:
         """Draw step by step: the generator's steps are those of every stage, its value is the Result.
 
-        The arguments are those of a call. Raises UsageError at once where a value cannot be meant.
+        The arguments are those of a call; with an image, those of `edit`. Raises UsageError at once where a value
+        cannot be meant.
         """
+        verb: Verb = "generate" if image is None else "edit"
         request = self._asked(
-            prompts, seeds=seeds, count=count, size=size, negative_prompt=negative_prompt, stages=stages
+            prompts, verb, seeds=seeds, count=count, size=size, negative_prompt=negative_prompt, stages=stages
         )
-        return self._draw_from(request)([], Clock(self.device))
+        if image is not None:
+            draw = self._drawn_over(request, image, mask, strength)[1]
+        elif mask is not None or strength is not None:
+            raise UsageError("a mask or a strength is of a picture that is drawn over: give the image too")
+        else:
+            draw = self._draw_from(request)
+        return draw([], Clock(self.device))
 
     def _asked(self, asked: str | Sequence[str] | Request, verb: Verb = "generate", **given: Any) -> Request:
         """The complete request, from prompts and what is given for them, or from a request with nothing given."""
@@ -232,6 +243,15 @@ class TextToImage:
                 f"{self.digest[:12]}: the same picture cannot come of it. Clear model_digest to draw it anyway"
             )
         return replace(asked, stages=self.cascade.up_to(self._side(asked.size)).resolve(asked.stages))
+
+    def _drawn_over(
+        self, asked: Request, image: Image, mask: Image | None, strength: float | None
+    ) -> tuple[Request, Draw]:
+        """The request of an edit, and how to draw it."""
+        given = inputs.picture(image)
+        repaint = None if mask is None else inputs.checked_mask(mask, given.size)
+        request = over(asked, given, repaint, strength)
+        return request, self._draw_from(request, known(given, repaint, request))
 
     def _followed(
         self, draw: Draw, request: Request, progress: bool | None, on_step_end: OnStepEnd | None
