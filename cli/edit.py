@@ -22,7 +22,7 @@ SIDES = ("left", "top", "right", "bottom")
 @click.argument("image", type=click.Path(path_type=Path), metavar="IMAGE")
 @click.option(
     "--strength",
-    type=click.FloatRange(MIN_STRENGTH, 1),
+    type=float,
     help="How far the picture may move away; 0.6 if not given, 1 with a mask.",
 )
 @click.option(
@@ -49,6 +49,8 @@ def edit(image: Path, strength: float | None, mask: Path | None, outpaint: str |
     """  # fmt: skip
     if mask is not None and outpaint is not None:
         raise UsageError("--mask and --outpaint both say what is drawn anew: give one of them")
+    if strength is not None and not MIN_STRENGTH <= strength <= 1:  # click's own range lets nan pass
+        raise UsageError(f"--strength {strength:g}: give a number from {MIN_STRENGTH} to 1")
     from mmgen.inputs import open_mask, open_picture
 
     shown = open_picture(image)

@@ -85,8 +85,9 @@ def foreign_sampler(name: str) -> Sampler:
     import diffusers.schedulers as theirs
 
     kind: Any = getattr(theirs, name, None) if name.endswith("Scheduler") else None
-    if missing := getattr(kind, "_backends", None):
-        raise UsageError(f"sampler {name!r} needs {' and '.join(missing)}: install what is not there")
+    if needed := getattr(kind, "_backends", None):
+        libraries = " and ".join(library for library in needed if library != "torch")
+        raise UsageError(f"sampler {name!r} needs {libraries}, which is not installed: install it")
     if not _is_scheduler(kind):
         near = difflib.get_close_matches(name, foreign_samplers(), n=5, cutoff=0)
         raise UsageError(f"diffusers has no scheduler {name!r}: the nearest are {', '.join(near)}")
@@ -112,7 +113,7 @@ def adapted(scheduler: Any) -> Sampler:
         theirs = _begun(scheduler, times, schedule, x.device)
         levels = _levels(theirs)
         at = [_time(schedule, now) for now in levels]
-        into = [_noisiness(level(schedule, t)) / _noisiness(now) for t, now in zip(at, levels, strict=True)]
+        into = [_scale(level(schedule, t)) / _scale(now) for t, now in zip(at, levels, strict=True)]
         drawn = {"generator": noise._generators} if "generator" in _parameters(theirs.step) else {}
         # Half precision loses more in the sum of many steps than any network costs.
         x = x if x.dtype == torch.float64 else x.float()
@@ -209,13 +210,14 @@ def _kind(scheduler: Any) -> str:
     return prediction.from_diffusers_config(scheduler.config)
 
 
-def _noisiness(now: Level) -> Tensor:
+def _scale(now: Level) -> Tensor:
+    """Two samples that are equally noisy are as large as these."""
     return now.alpha + now.sigma
 
 
 def _time(schedule: NoiseSchedule, now: Level) -> Tensor:
     """When `schedule` is as noisy as `now`, by bisection: 0-dim float64; its first or last time beyond its ends."""
-    wanted = now.sigma / _noisiness(now)
+    wanted = now.sigma / _scale(now)
     high, low = schedule.times(1)
     if flow_time(schedule, high) <= wanted:
         return high

@@ -32,9 +32,7 @@ def pictures(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
 
 
-def test_an_edit_is_written_with_what_it_was_made_from(
-    mmgen_command: Command, tiny: str, tmp_path: Path
-) -> None:
+def test_an_edit_is_written_with_what_it_was_made_from(mmgen_command: Command, tiny: str) -> None:
     done = mmgen_command(
         "edit", "house.png", "a red cat", "--mask", "mask.png", "--model", tiny, "--size", "16", "--seed", "3",
         "--steps", "2", "-o", "out.png",
@@ -80,8 +78,8 @@ def test_a_picture_grows_to_a_square(mmgen_command: Command, tiny: str) -> None:
         (["house.png", "a cat", "--mask", "wide.png"], "wide.png is 24x16 and the picture 16x16"),
         (["house.png", "a cat", "--mask", "black.png"], "black.png is all black: nothing would be drawn"),
         (["house.png", "a cat", "--mask", "mask.png", "--outpaint", "left=4"], "give one of them"),
-        (["house.png", "a cat", "--strength", "0"], "0.0 is not in the range"),
-        (["house.png", "a cat", "--strength", "nan"], "nan"),
+        (["house.png", "a cat", "--strength", "0"], "--strength 0: give a number from 0.01 to 1"),
+        (["house.png", "a cat", "--strength", "nan"], "--strength nan: give a number"),
         (["wide.png", "a cat", "--outpaint", "top=4"], "makes 24x20, and squares are drawn: add 4 more at the top or"),
         (["house.png", "a cat", "--outpaint", "up=4"], "write SIDE=PIXELS once for each of left, top"),
         (["house.png", "a cat", "--outpaint", "left=0"], "add some on at least one side"),
