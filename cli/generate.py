@@ -98,7 +98,8 @@ OPTIONS = (
                  help="Pixels, one side or both; the model's own if not given."),
     click.option("--steps", type=click.IntRange(1, MAX_STEPS), help="Steps of the decoder."),
     click.option("--guidance", type=float, help="How closely the decoder follows the prompt; 1 is off."),
-    click.option("--sampler", type=click.Choice(SAMPLERS), help="How the decoder steps."),
+    click.option("--sampler", metavar="NAME",
+                 help=f"How the decoder steps: {', '.join(SAMPLERS)}, or a scheduler class of diffusers."),
     click.option("--threshold", metavar="PERCENTILE|clip|none",
                  help="What the decoder does with colours out of range."),
     click.option("--negative", default="", metavar="TEXT", help="What should not be in the picture."),
@@ -182,6 +183,10 @@ def _check(options: Options) -> tuple[Request, Output, Views]:
     prompts = read_prompts(options.prompts)
     check_prompt(options.negative, what="negative prompt", may_be_empty=True)
     stages = options.stages()
+    if options.sampler is not None:
+        from mmgen.schedulers import sampler
+
+        sampler(options.sampler)
     if not options.model.strip():
         raise UsageError("--model is empty: give a name or a folder")
     if options.seed is not None and options.seed + options.count - 1 > MAX_SEED:

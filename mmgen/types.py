@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from mmgen.images import Format
 
-SamplerName = Literal["ddpm", "ddim", "euler", "heun", "dpmpp-2m"]
-SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp-2m")
 Verb = Literal["generate", "edit", "upscale"]
 VERBS: tuple[str, ...] = get_args(Verb)
 # by verb: the pictures that it must start from, and all that it can
@@ -52,8 +51,9 @@ def _number(name: str, value: object, low: float, high: float) -> float:
 class StageSettings:
     """How one stage runs. None means "not given": the model's own default, resolved in `with_defaults` alone.
 
-    steps: intervals, 1 to 1000. eta: 0 is deterministic, 1 ancestral (ddim only). guidance_scale: 1 is off.
-    guidance_interval: times in [0, 1] between which guidance acts. guidance_rescale: 0 to 1.
+    steps: intervals, 1 to 1000. sampler: one of SAMPLERS, or a scheduler class of diffusers. eta: 0 is deterministic, 1
+    ancestral (ddim only). guidance_scale: 1 is off. guidance_interval: times in [0, 1] between which guidance acts.
+    guidance_rescale: 0 to 1.
     guidance_parallel: how much of the part along the picture guidance keeps, 0 to 1. guidance_limit: the largest root
     mean square of what its two sides differ by, 1e-6 to 2.
     threshold: a percentile in (0, 1) for dynamic thresholding, "clip" or "none". threshold_cap: at least 1.
@@ -62,7 +62,7 @@ class StageSettings:
     """
 
     steps: int | None = None
-    sampler: SamplerName | None = None
+    sampler: str | None = None
     eta: float | None = None
     guidance_scale: float | None = None
     guidance_interval: tuple[float, float] | None = None
@@ -78,8 +78,11 @@ class StageSettings:
             if isinstance(self.steps, bool) or not isinstance(self.steps, int):
                 raise UsageError(f"steps is {self.steps!r}: give a whole number")
             _number("steps", self.steps, 1, MAX_STEPS)
-        if self.sampler is not None and self.sampler not in SAMPLERS:
-            raise UsageError(f"no sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        if self.sampler is not None and not _may_be_sampler(self.sampler):
+            known = ", ".join(SAMPLERS)
+            raise UsageError(
+                f"no sampler {self.sampler!r}: choose one of {known}, or a scheduler class of diffusers"
+            )
         for name, low, high in _RANGES:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, _number(name, getattr(self, name), low, high))
@@ -139,6 +142,11 @@ _RANGES = (
     ("threshold_cap", 1, 100),
     ("noise_level", 0, 1),
 )
+
+
+def _may_be_sampler(name: object) -> bool:
+    """One of ours, or what may be a scheduler of diffusers: whether it is one, only diffusers can say."""
+    return name in SAMPLERS or (isinstance(name, str) and name.isidentifier() and name.endswith("Scheduler"))
 
 
 def _first(value: Any, default: Any) -> Any:

@@ -114,7 +114,7 @@ def adapted(scheduler: Any) -> Sampler:
         levels = _levels(theirs)
         at = [_time(schedule, now) for now in levels]
         into = [_scale(level(schedule, t)) / _scale(now) for t, now in zip(at, levels, strict=True)]
-        drawn = {"generator": noise._generators} if "generator" in _parameters(theirs.step) else {}
+        drawn = {"generator": noise.generators} if "generator" in _parameters(theirs.step) else {}
         # Half precision loses more in the sum of many steps than any network costs.
         x = x if x.dtype == torch.float64 else x.float()
         sample = x / schedule.sigma(times[0]) * getattr(theirs, "init_noise_sigma", 1.0)

@@ -141,7 +141,7 @@ def ddpm(
         yield Step("", index, len(intervals), float(s), x, x0)
 
 
-# Keyed by types.SamplerName, in its order.
+# Keyed by types.SAMPLERS, in their order.
 SAMPLERS: Mapping[str, Sampler] = {
     "ddpm": ddpm,
     "ddim": euler,
@@ -152,15 +152,21 @@ SAMPLERS: Mapping[str, Sampler] = {
 
 
 def sampler(name: str, *, eta: float | None = None, variance: FixedVariance = "small") -> Sampler:
-    """The sampler of that name.
+    """The sampler of that name; one that ends in Scheduler is a class of diffusers (`interop.foreign_sampler`).
 
     eta: for "ddim", 0 (also None) deterministic to 1 ancestral. variance: for "ddpm", see there.
     Raises UsageError for an unknown name, and for an eta that the named sampler would ignore.
     """
-    if name not in SAMPLERS:
-        raise UsageError(f"no sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
+    foreign = name.endswith("Scheduler")
+    if name not in SAMPLERS and not foreign:
+        known = ", ".join(SAMPLERS)
+        raise UsageError(f"no sampler {name!r}: choose one of {known}, or a scheduler class of diffusers")
     if eta is not None and name != "ddim":
         raise UsageError(f"sampler {name!r} has no eta, got {eta:g}: leave it out, or choose ddim")
+    if foreign:
+        from mmgen.schedulers.interop import foreign_sampler  # imports diffusers, which takes seconds
+
+        return foreign_sampler(name)
     if eta:
         return partial(ddim, eta=eta)
     return partial(ddpm, variance=variance) if name == "ddpm" else SAMPLERS[name]

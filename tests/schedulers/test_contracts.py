@@ -98,7 +98,7 @@ def test_a_pushed_run_is_the_pulled_one(name: str, prediction: str, eta: float) 
         denoise, start(), schedule.times(6), schedule, Noise((3, 5), "steps")
     )
     ours = [step.x for step in run_of_ours]
-    pushed = run(theirs, start(), eta=eta, generator=Noise((3, 5), "steps")._generators)
+    pushed = run(theirs, start(), eta=eta, generator=Noise((3, 5), "steps").generators)
     ends = pushed[1::2] + pushed[-1:] if name == "heun" else pushed
     for a, b in zip(ends, ours, strict=True):
         torch.testing.assert_close(a.prev_sample, b, atol=1e-6, rtol=1e-6)

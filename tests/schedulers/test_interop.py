@@ -21,7 +21,6 @@ from mmgen.conditioning import Conditioning
 from mmgen.errors import ModelError, UsageError
 from mmgen.models.presets import decoder_tiny
 from mmgen.noise import Noise
-from mmgen.pipelines import sampling
 from mmgen.pipelines.decoder_stage import DecoderStage
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.schedulers.interop import adapted, foreign_sampler, foreign_samplers
@@ -259,8 +258,7 @@ def test_by_hand_with_betas() -> None:
     torch.testing.assert_close(ours[-1].x, y, atol=1e-5, rtol=0)
 
 
-def test_a_stage_is_driven_as_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "sampler", lambda *_, **__: foreign_sampler("DPMSolverMultistepScheduler"))
+def test_a_stage_is_driven_as_by_hand() -> None:
     network = awake(decoder_tiny)
     drawn = Noise((8, 9), "conditioning")
     text = Conditioning(
@@ -268,7 +266,9 @@ def test_a_stage_is_driven_as_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     embed = torch.nn.functional.normalize(drawn.draw((16,)), dim=1)
     stage = DecoderStage(network, StageSettings(), uses_image_embed=True)
-    settings = StageSettings(steps=4, sampler="heun", guidance_scale=1.0, threshold="none")
+    settings = StageSettings(
+        steps=4, sampler="DPMSolverMultistepScheduler", guidance_scale=1.0, threshold="none"
+    )
     draft = Draft(("a", "b"), text=text, image_embed=embed)
     image = finish(stage.run(draft, settings, Noise((3, 5)))).image
 
