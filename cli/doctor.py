@@ -105,18 +105,25 @@ def _line(name: str, finding: Finding) -> str:
 # ---- what torch says -----------------------------------------------------------------------------
 
 
+TORCH_SECONDS = 300
+
+
 @functools.cache
 def torch_facts() -> Torch:
     """What torch says, asked in a process of its own: importing a broken build may end the process."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", "from mmgen.cli.doctor import print_facts; print_facts()"],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", "from mmgen.cli.doctor import print_facts; print_facts()"],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=TORCH_SECONDS,
+        )
+    except subprocess.TimeoutExpired:  # a driver that hangs
+        return Torch(error=f"importing it takes more than {TORCH_SECONDS} s")
     if done.returncode == 0:
         return Torch(**json.loads(done.stdout.splitlines()[-1]))
     if done.returncode < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 from mmgen.cli.generate import Options, Over, draw_all, with_options
 from mmgen.cli.terminal import note
 from mmgen.errors import UsageError
-from mmgen.types import MIN_STRENGTH
+from mmgen.types import MIN_STRENGTH, STRENGTH
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,7 +24,7 @@ SIDES = ("left", "top", "right", "bottom")
 @click.option(
     "--strength",
     type=float,
-    help="How far the picture may move away; 0.6 if not given, 1 with a mask.",
+    help=f"How far the picture may move away; {STRENGTH} if not given, 1 with a mask.",
 )
 @click.option(
     "--mask",
@@ -82,7 +83,12 @@ def parse_sides(text: str) -> dict[str, int]:
     sides: dict[str, int] = {}
     for part in text.split(","):
         side, _, pixels = part.strip().partition("=")
-        if side not in SIDES or side in sides or not pixels.isdecimal() or int(pixels) > 4096:
+        if (
+            side not in SIDES
+            or side in sides
+            or not re.fullmatch(r"\d{1,4}", pixels, re.ASCII)
+            or int(pixels) > 4096
+        ):
             raise UsageError(
                 f"--outpaint {text!r}: write SIDE=PIXELS once for each of {', '.join(SIDES)}, at most 4096, "
                 "such as left=256,top=256"

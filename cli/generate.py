@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from mmgen.cli.options import parse_device, parse_size, parse_threshold, read_prompts, stage_settings
-from mmgen.cli.terminal import StageBars, drain, note
+from mmgen.cli.options import MACHINE, parse_size, parse_threshold, read_prompts, stage_settings
+from mmgen.cli.terminal import StageBars, note
 from mmgen.errors import NonFiniteError, UsageError
 from mmgen.types import DRAWN_SEEDS, MAX_SEED, MAX_STEPS, SAMPLERS, Request, Size, StageSettings, check_prompt
 
@@ -35,7 +35,7 @@ Stream = Callable[[Request], "Generator[Step, None, Result]"]
 
 
 class Over(NamedTuple):
-    """A picture that is drawn over. mask: white where; None: anywhere. strength: None where nobody says."""
+    """A picture that is drawn over. mask: white where it is drawn anew, None: anywhere. strength: None = by default."""
 
     image: Image
     mask: Image | None
@@ -103,13 +103,7 @@ OPTIONS = (
     click.option("--threshold", metavar="PERCENTILE|clip|none",
                  help="What the decoder does with colours out of range."),
     click.option("--negative", default="", metavar="TEXT", help="What should not be in the picture."),
-    click.option("--model", default="storybook", show_default=True, metavar="NAME|FOLDER",
-                 help="A bundled model or a folder of weights."),
-    click.option("--device", type=parse_device, metavar="DEVICE",
-                 help="Where to run: cpu, cuda, cuda:1 or mps."),
-    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Numbers to compute with."),
-    click.option("--attention", metavar="NAME",
-                 help="How attention is computed; 'mmgen doctor' lists what runs here."),
+    *MACHINE,
     click.option("--format", type=click.Choice(["png", "jpeg", "webp"]),
                  help="Kind of file; png, or what --out says."),
     click.option("--set", "settings", multiple=True, metavar="STAGE.NAME=VALUE",
@@ -231,6 +225,8 @@ def _draw(
     pipe: TextToImage, request: Request, stream: Stream, output: Output, views: Views, as_json: bool
 ) -> int:
     """Draw and write the pictures one by one, so that each is safe before the next begins. How many failed."""
+    from mmgen.pipelines.notebook import drain
+
     pictures = list(request.pictures())
     failed = 0
     said: set[tuple[str, str]] = set()
@@ -240,7 +236,7 @@ def _draw(
         started = time.monotonic()
         try:
             with StageBars(f"{number}/{len(pictures)}") as bars:
-                result = drain(stream(single), bars.show, show_step)
+                result = drain(stream(single), [bars.show, show_step])
         except NonFiniteError as error:
             failed += 1
             note(f"error: {prompt!r}, seed {seed}: {error}")

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import click
+
 from mmgen.errors import UsageError
 from mmgen.types import Size, StageSettings, check_prompt
 
-MAX_SIDE = 16_384  # pixels; WebP holds no more, and no model comes near
+MAX_SIDE = 16_383  # pixels; WebP holds no more, and no model comes near
 STAGE_NAMES = tuple(field.name for field in dataclasses.fields(StageSettings))
 
 
@@ -57,6 +59,17 @@ _PARSERS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "guidance_interval": (_times, "two times, such as 0.2,0.8"),
     "threshold": (parse_threshold, "a percentile, clip or none"),
 }
+
+MACHINE = (
+    click.option("--model", default="storybook", show_default=True, metavar="NAME|FOLDER",
+                 help="A bundled model or a folder of weights."),
+    click.option("--device", type=parse_device, metavar="DEVICE",
+                 help="Where to run: cpu, cuda, cuda:1 or mps."),
+    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Numbers to compute with."),
+    click.option("--attention", metavar="NAME",
+                 help="How attention is computed; 'mmgen doctor' lists what runs here."),
+)  # fmt: skip
+"""What every command that draws takes: which model, and how it runs."""
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, Any]]:

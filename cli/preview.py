@@ -19,7 +19,8 @@ from PIL import Image
 from mmgen.cli.terminal import note, one_line
 from mmgen.errors import UsageError
 from mmgen.images import FORMATS, SUFFIXES, Format, check_folder, encode, grid, write_new
-from mmgen.types import Size
+from mmgen.thumbnails import thumbnail
+from mmgen.types import Size, short
 
 if TYPE_CHECKING:
     from mmgen.schedulers.samplers import Step
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
 Inline = Callable[[bytes], str]  # a PNG file as the text that shows it
 
 PREVIEW_SIDE = 512  # pixels at most
-THUMBNAIL_SIDE = 256
 MAX_ON_SHEET = 400  # 20 x 20 thumbnails are 5120 px a side
-CAPTION_CHARS = 100
 MARK = "mmgen preview: unfinished, made by a machine"
 _DESCRIPTION = 0x010E  # the Exif tag ImageDescription: PNG, JPEG and WebP all hold it
 _KITTY_LETTERS = 4096  # of base64 in one escape sequence
@@ -150,13 +149,6 @@ def iterm2(png: bytes) -> str:
     return f"\x1b]1337;File=inline=1;size={len(png)}:{base64.standard_b64encode(png).decode()}\x07"
 
 
-def thumbnail(image: Image.Image) -> Image.Image:
-    """A copy without a side above THUMBNAIL_SIDE."""
-    small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    return small
-
-
 # ---- all pictures on one sheet -------------------------------------------------------------------
 
 
@@ -169,7 +161,7 @@ class Sheet:
 
     def add(self, image: Image.Image, prompt: str, seed: int) -> None:
         self.images.append(thumbnail(image))
-        self.captions.append(f"{one_line(prompt[:CAPTION_CHARS])}, seed {seed}")
+        self.captions.append(f"{one_line(short(prompt))}, seed {seed}")
 
     def save(self, folder: Path) -> Path | None:
         """Write the sheet under the first free name grid-0001.png, grid-0002.png, ...; None if there are no pictures.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ import click
 
 if TYPE_CHECKING:
     from mmgen.schedulers.samplers import Step
-    from mmgen.types import Result
 
 
 MAX_LINE_CHARS = 1000
@@ -72,15 +70,3 @@ class StageBars:
         elif self.stage and finished:
             note(f"{self.title} {self.stage}: {self.latest - self.started:.1f} s")
         self.stage = ""
-
-
-def drain(run: Generator[Step, None, Result], *watchers: Callable[[Step], None]) -> Result:
-    """Run a stream of steps to its end, telling each watcher of each step; its result."""
-    while True:
-        try:
-            step = next(run)
-        except StopIteration as done:
-            result: Result = done.value
-            return result
-        for watcher in watchers:
-            watcher(step)

@@ -33,7 +33,7 @@ def projected(scale: float, parallel: float, limit: float | None = None) -> Guid
     """
 
     def guide(x0_cond: Tensor, x0_uncond: Tensor) -> Tensor:
-        difference, along = (x0_cond - x0_uncond).double(), x0_cond.double()
+        difference, along = (x0_cond - x0_uncond).float(), x0_cond.float()
         if limit is not None:
             difference = difference * (limit / _rms(difference).clamp(min=limit))
         share = (difference * along).flatten(1).sum(1) / along.square().flatten(1).sum(1).clamp(min=1e-12)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Format = Literal["png", "jpeg", "webp"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+MAX_SIDES: Mapping[Format, int] = {"jpeg": 65_500, "webp": 16_383}  # pixels
 SUFFIXES: Mapping[Format, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 SLUG_BYTES = 80
 
@@ -153,8 +154,17 @@ def encode(image: Image.Image, format: Format, request: Request | None = None) -
 
 
 def check_fits(format: Format, request: Request) -> None:
-    """Raise UsageError if the settings of this one picture cannot be stored in `format`."""
+    """Raise UsageError if this one picture or its settings cannot be stored in `format`."""
+    check_side(format, max(request.size))
     _embedded(format, request)
+
+
+def check_side(format: Format, side: int) -> None:
+    """Raise UsageError if a file of this format holds no picture with such a side, in pixels."""
+    if side > MAX_SIDES.get(format, side):
+        raise UsageError(
+            f"{side:,} pixels a side are too many for {format}, which holds {MAX_SIDES[format]:,}: write png"
+        )
 
 
 def parameters_text(request: Request) -> str:

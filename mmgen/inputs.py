@@ -13,7 +13,7 @@ from mmgen.errors import UsageError
 from mmgen.types import Size
 
 # Those that Pillow decodes by itself: no format that starts another program.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 64_000_000
 
 
@@ -89,7 +89,7 @@ def _opened(path: Path) -> Image.Image:
         with warnings.catch_warnings():
             # about damaged or very large files: what follows says all there is to say
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=READABLE) as image:
                 _check(image, path.name)
                 return ImageOps.exif_transpose(image)
     except UsageError:
@@ -97,7 +97,7 @@ def _opened(path: Path) -> Image.Image:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UsageError(f"there is no picture {path}") from None
     except Image.UnidentifiedImageError:
-        raise UsageError(f"{path.name} is no picture that can be read ({', '.join(FORMATS)})") from None
+        raise UsageError(f"{path.name} is no picture that can be read ({', '.join(READABLE)})") from None
     except Image.DecompressionBombError:
         raise UsageError(f"{path.name} is too large: at most {MAX_PIXELS:,} pixels are read") from None
     # the decoders raise a dozen types on damaged files, SyntaxError and struct.error among them

@@ -1,4 +1,4 @@
-"""Pictures as HTML for a notebook: small, inside the page itself, each with its caption."""
+"""Small copies of pictures, and a notebook page of them: inside the page itself, each with its caption."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ def figures(images: Sequence[Image.Image], captions: Sequence[str]) -> str:
     return f'<div style="display: flex; flex-wrap: wrap; gap: 8px">{shown}</div>'
 
 
-def _figure(image: Image.Image, caption: str) -> str:
-    small = image.copy()
+def thumbnail(image: Image.Image) -> Image.Image:
+    """A copy in RGB, at most SIDE px wide and high."""
+    small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
+    return small
+
+
+def _figure(image: Image.Image, caption: str) -> str:
+    small = thumbnail(image)
     data = base64.b64encode(encode(small, "webp")).decode()
     text = html.escape(caption)
     # one size for all, so that a picture that grows from stage to stage stays in its place

@@ -30,6 +30,7 @@ _INPUTS: Mapping[str, tuple[set[str], set[str]]] = {
     "upscale": ({"image"}, {"image"}),
 }
 MIN_STRENGTH = 0.01
+STRENGTH = 0.6  # of an edit without a mask, where nobody says
 Size = tuple[int, int]
 MAX_SEED = 2**63 - 1
 DRAWN_SEEDS = 2**32  # a seed that is drawn for a person is one of so many: short enough to type again
@@ -214,8 +215,9 @@ class Request:
         needed, most = _INPUTS[self.verb]
         names = set(self.inputs)
         if not needed <= names <= most:
+            perhaps = "".join(f", perhaps a {name}" for name in sorted(most - needed))
             raise UsageError(
-                f"{self.verb} starts from {' and '.join(sorted(most)) or 'no picture'}, not from "
+                f"{self.verb} starts from {' and '.join(sorted(needed)) or 'no picture'}{perhaps}, not from "
                 f"{' and '.join(sorted(map(str, names))) or 'none'}"
             )
         for name, value in self.inputs.items():
@@ -377,8 +379,10 @@ class Result(Sequence["Image"]):
         return islice(self.request.pictures(), len(self.images))
 
     def _captions(self) -> list[str]:
-        return [f"{_short(prompt)}, seed {seed}" for prompt, seed in self._pictures()]
+        named = ((short(prompt), f"seed {seed}") for prompt, seed in self._pictures())
+        return [", ".join(filter(None, words)) for words in named]
 
 
-def _short(prompt: str) -> str:
+def short(prompt: str) -> str:
+    """A prompt as a caption."""
     return prompt if len(prompt) <= CAPTION_CHARS else f"{prompt[:CAPTION_CHARS]}..."

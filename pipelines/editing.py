@@ -19,9 +19,7 @@ from mmgen.images import resize, to_tensor
 from mmgen.inputs import digest
 from mmgen.schedulers.prediction import Prediction
 from mmgen.schedulers.samplers import Denoise
-from mmgen.types import Request
-
-STRENGTH = 0.6  # of an edit without a mask, where nobody says
+from mmgen.types import STRENGTH, Request
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,11 @@ class SuperResStage:
             return Prediction((x0 - low_res) / scale, None)
 
         r = noise.draw(low_res.shape[1:]).to(low_res.device)
-        begin = None if known is None else ((known.image.to(r) - low_res) / scale, known.strength)
+        begin = None
+        if known is not None and draft.known is not None:
+            # only its detail: what else it shows is not what the smaller stage has drawn
+            detail = known.image - enlarge(draft.known.at(low.shape[-1]).image)
+            begin = ((known.keep(low_res + detail.to(r)) - low_res) / scale, known.strength)
         shown = (..., slice(FACTOR * height), slice(FACTOR * width))
         for step in diffuse(denoise, r, settings, noise, stage=self.name, begin=begin):
             yield step._replace(x0=(low_res + scale * step.x0)[shown])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from mmgen import inputs
+from mmgen import attention, inputs
 from mmgen.errors import UsageError
 from mmgen.images import to_pil, to_tensor
 from mmgen.noise import Noise
@@ -26,6 +26,11 @@ from mmgen.pipelines.vocabulary import unknown_words
 from mmgen.schedulers.samplers import Step
 from mmgen.types import DRAWN_SEEDS, Request, Result, StageSettings, Verb
 
+_HOW: Mapping[str, str] = {
+    "generate": "call the model with it",
+    "edit": "give it to `edit`, with its picture",
+    "upscale": "give its picture, seed and settings to `upscale`",
+}
 Draw = Callable[[list[Image], Clock], Generator[Step, None, Result]]
 """(images, clock) -> steps and the result; images takes the pictures as they are done: no interruption loses them."""
 
@@ -58,6 +63,16 @@ class TextToImage:
     def stage_names(self) -> tuple[str, ...]:
         """What settings may be given for."""
         return self.cascade.names
+
+    @property
+    def attention(self) -> str:
+        """The kernel that computes attention, in this whole process: sdpa, xformers or sliced."""
+        return attention.kernel()
+
+    @attention.setter
+    def attention(self, name: str) -> None:
+        """Raises UsageError for a kernel that does not exist, or does not run here."""
+        attention.use(name)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -196,7 +211,7 @@ class TextToImage:
         )
 
     def run(self, request: Request) -> Result:
-        """Draw a request, as `request` made it or as a picture's metadata holds it, with nobody looking on."""
+        """Draw a request, as `request` made it or as a generated picture's metadata holds it, with nobody looking on."""
         return finish(self.stream(request))
 
     def stream(
@@ -234,7 +249,7 @@ class TextToImage:
         if not isinstance(asked, Request):
             return self.request(asked, **given)
         if asked.verb != verb:
-            raise UsageError(f"the request is of the verb {asked.verb!r}: give it to `{asked.verb}`")
+            raise UsageError(f"the request is of the verb {asked.verb!r}: {_HOW[asked.verb]}")
         if extra := [name for name, value in given.items() if value is not None and value != ""]:
             raise UsageError(f"a request says everything itself: leave {extra[0]} out, or give prompts")
         if asked.model_digest not in ("", self.digest):

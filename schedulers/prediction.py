@@ -57,7 +57,7 @@ def eps_from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor
     """The noise in x_t if x0 is right: [B, C, ...]. Zero where sigma is 0, as there is none left."""
     clean = match(sigma, x_t) == 0
     eps = (x_t - match(alpha, x_t) * x0) / match(sigma, x_t).masked_fill(clean, 1)
-    return eps.masked_fill(clean, 0)
+    return eps.masked_fill(clean.to(eps.device), 0)
 
 
 def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
 from mmgen.conditioning import Conditioning, given, with_null_text
-from mmgen.nn.blocks import AttentionBlock, Level
+from mmgen.nn.blocks import AttentionBlock, Blocks
 from mmgen.nn.embeddings import ScalarEmbedding
 from mmgen.nn.transformer import TextAdapter
 
@@ -48,7 +48,7 @@ class ConditionedUNet(ModelMixin, ConfigMixin):
     """
 
     down: nn.ModuleList
-    middle: Level
+    middle: Blocks
     up: nn.ModuleList
 
     def __init__(self, stem: int) -> None:

@@ -12,7 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mmgen.models.conditioned_unet import ConditionedUNet, Prepared
-from mmgen.nn.blocks import AttentionBlock, Level, ResBlock, channel_norm, downsample, upsample
+from mmgen.nn.blocks import AttentionBlock, Blocks, ResBlock, channel_norm, downsample, upsample
 from mmgen.nn.embeddings import with_coordinates, zero_
 
 SKIP_SCALE = 0.5**0.5
@@ -56,14 +56,14 @@ class EfficientUNet(ConditionedUNet):
         self.patches_out = nn.Conv2d(channels[0], patch, 3, padding=1)
         zero_(self.patches_out)
 
-    def _level(self, i: int) -> Level:
+    def _level(self, i: int) -> Blocks:
         config = self.config
         parts: list[nn.Module] = []
         for _ in range(config.blocks[i]):
             parts.append(ResBlock(config.channels[i], config.vector_dim))
             if config.attention[i]:
                 parts.append(AttentionBlock(config.channels[i], self._token_width, head_dim=config.head_dim))
-        return Level(parts)
+        return Blocks(parts)
 
     def _trunk(self, picture: Tensor, vector: Tensor, prepared: Prepared) -> Tensor:
         kv, mask = iter(prepared.text_kv), prepared.text_mask

@@ -14,7 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mmgen.models.conditioned_unet import ConditionedUNet, Prepared
-from mmgen.nn.blocks import AttentionBlock, Level, ResBlock, channel_norm, downsample, upsample
+from mmgen.nn.blocks import AttentionBlock, Blocks, ResBlock, channel_norm, downsample, upsample
 from mmgen.nn.embeddings import with_coordinates, zero_
 
 
@@ -50,7 +50,7 @@ class UNet(ConditionedUNet):
             nn.ModuleList(self._block(i, channels[i]) for _ in range(blocks[i])) for i in levels
         )
         self.shrink = nn.ModuleList(downsample(channels[i], channels[i + 1]) for i in range(lowest))
-        self.middle = Level([*self._block(lowest, channels[lowest]), ResBlock(channels[lowest], vector_dim)])
+        self.middle = Blocks([*self._block(lowest, channels[lowest]), ResBlock(channels[lowest], vector_dim)])
         self.grow = nn.ModuleList(upsample(channels[i + 1], channels[i]) for i in range(lowest))
         self.up = nn.ModuleList(
             nn.ModuleList(self._block(i, 2 * channels[i]) for _ in range(blocks[i] + 1)) for i in levels
@@ -58,14 +58,14 @@ class UNet(ConditionedUNet):
         self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
         zero_(self.conv_out)
 
-    def _block(self, i: int, in_channels: int) -> Level:
+    def _block(self, i: int, in_channels: int) -> Blocks:
         """A residual block of resolution i, and attention where that has it."""
         config = self.config
         channels = config.channels[i]
         parts: list[nn.Module] = [ResBlock(in_channels, config.vector_dim, out_channels=channels)]
         if config.attention[i]:
             parts.append(AttentionBlock(channels, self._token_width, head_dim=config.head_dim))
-        return Level(parts)
+        return Blocks(parts)
 
     def _trunk(self, picture: Tensor, vector: Tensor, prepared: Prepared) -> Tensor:
         kv, mask = iter(prepared.text_kv), prepared.text_mask

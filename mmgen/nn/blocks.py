@@ -90,7 +90,7 @@ class AttentionBlock(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-class Level(nn.ModuleList):
+class Blocks(nn.ModuleList):
     """Residual and attention blocks in turn; each attention block takes the next of text_kv.
 
     forward: x [B, C, H, W], vector [B, E] -> as the last block gives.

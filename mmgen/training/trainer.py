@@ -291,7 +291,12 @@ class _Run:
                 f"{self.out.name} was begun with seed {entry['seed']}: give --seed {entry['seed']}"
             )
         self.state = State(**entry)
-        self.trained.load_state_dict(load_file(folder / "trained.safetensors"))
+        weights = load_file(folder / "trained.safetensors")
+        if weights.keys() != self.trained.state_dict().keys():
+            raise UsageError(
+                f"{self.out.name} learned from another kind of data: give the --data it was begun with"
+            )
+        self.trained.load_state_dict(weights)
         self.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
         _load_optimizers(self.optimizers, load_file(folder / "optimizer.safetensors"))
 

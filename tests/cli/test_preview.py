@@ -35,11 +35,11 @@ from mmgen.cli.preview import (
     iterm2,
     kitty,
     plan_preview,
-    thumbnail,
 )
 from mmgen.errors import MachineError
 from mmgen.images import SUFFIXES, Format, encode, read_metadata, to_pil
 from mmgen.schedulers.samplers import Step
+from mmgen.thumbnails import thumbnail
 
 REFUSED = {
     "no suffix": ["--preview", "now"],

@@ -63,7 +63,7 @@ def test_squares_that_disagree_fade_into_each_other() -> None:
 def test_a_large_picture_is_enlarged_square_by_square(
     pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wide picture of any grain: as large as asked for, without a seam, and alone as in a batch."""
+    """A wide picture of any grain: as large as asked for, and alone as in a batch."""
     stage = pipe.cascade.stages[-1]
     image = torch.rand(2, 3, 24, 40) * 2 - 1
     settings = stage.defaults
