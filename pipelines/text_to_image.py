@@ -211,7 +211,7 @@ class TextToImage:
         )
 
     def run(self, request: Request) -> Result:
-        """Draw a request, as `request` made it or as a generated picture's metadata holds it, with nobody looking on."""
+        """Draw a request, as `request` made it or a generated picture's metadata holds it, with nobody looking on."""
         return finish(self.stream(request))
 
     def stream(

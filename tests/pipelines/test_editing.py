@@ -14,6 +14,7 @@ from mmgen.noise import Noise
 from mmgen.pipelines.editing import Known
 from mmgen.pipelines.sampling import diffuse
 from mmgen.pipelines.stage import Draft, finish
+from mmgen.pipelines.super_res_stage import enlarge
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.schedulers.prediction import Prediction
 from mmgen.schedulers.samplers import Step
@@ -130,6 +131,21 @@ def test_every_stage_keeps_what_stays(pipe: TextToImage, told: Draft) -> None:
         )
         drawn.append((draft.image - at.image)[..., size // 2 :].abs().mean())
     assert all(float(d) > 0.05 for d in drawn)
+
+
+def test_an_enlargement_begins_with_the_detail_of_the_picture(pipe: TextToImage, told: Draft) -> None:
+    """Not with what else it shows: the smaller stage may have drawn something new."""
+    name = f"super-res-{4 * SIDE}"
+    stage = next(s for s in pipe.cascade.stages if s.name == name)
+    low, given = picture(SIDE, 1), picture(4 * SIDE)
+    seen: list[Tensor] = []
+    hook = stage.network.register_forward_pre_hook(lambda _network, args: seen.append(args[0]))
+    steps_of(pipe, replace(told, image=low, known=Known(given, None, 0.5)), name, noise_level=0.0)
+    hook.remove()
+    noise = Noise([1, 2], name)
+    noise.draw((3, SIDE, SIDE))  # the corruption, here of level 0
+    detail = (given - enlarge(torch.nn.functional.avg_pool2d(given, 4))) / stage.network.config.residual_scale
+    torch.testing.assert_close(seen[0], 0.5 * detail + 0.5 * noise.draw((3, 4 * SIDE, 4 * SIDE)))
 
 
 def test_a_mask_of_nothing_gives_the_picture_back(pipe: TextToImage, told: Draft) -> None:
