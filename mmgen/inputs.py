@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmgen.errors import UsageError
 from mmgen.types import Size
@@ -96,7 +96,7 @@ def _opened(path: Path) -> Image.Image:
         raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UsageError(f"there is no picture {path}") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UsageError(f"{path.name} is no picture that can be read ({', '.join(READABLE)})") from None
     except Image.DecompressionBombError:
         raise UsageError(f"{path.name} is too large: at most {MAX_PIXELS:,} pixels are read") from None

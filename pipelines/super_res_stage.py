@@ -79,7 +79,8 @@ class SuperResStage:
 
     def _residual(self, low_res: Tensor, level: float, source_size: int) -> Callable[..., Tensor]:
         """(r_t, t, s) -> what the network says the picture lacks, [B, 3, H, W], square by square where it is large."""
-        boxes = squares(*low_res.shape[-2:], SQUARE, OVERLAP)
+        height, width = low_res.shape[-2:]
+        boxes = squares(height, width, SQUARE, OVERLAP)
         parts = [
             make_denoiser(
                 self.network, self._conditioning(low_res[(..., *box)], level, source_size), None, StageSettings(),

@@ -116,7 +116,7 @@ class StorybookSource:
         from mmgen.storybook.sprites import SpriteBank
 
         self.seed = seed
-        self.layout_sizes = LAYOUT_SIZES
+        self.layout_sizes: tuple[int, ...] = LAYOUT_SIZES
         self.bank = SpriteBank()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -147,7 +147,7 @@ class FolderSource:
     Raises UsageError if a picture has no caption or there is none.
     """
 
-    layout_sizes = ()
+    layout_sizes: tuple[int, ...] = ()
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.seed = seed
