@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from PIL.Image import Image
+from PIL import ImageOps
+from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from mmgen.errors import UsageError
@@ -77,7 +78,11 @@ def known(image: Image, mask: Image | None, request: Request) -> Known:
     """What an edit starts from, at the request's size; pictures of another shape are cut to its middle."""
     assert request.strength is not None
     shown = to_tensor([resize(image, request.size)])
-    repaint = None if mask is None else (to_tensor([resize(mask, request.size)])[:, :1] + 1) / 2
+    repaint = None
+    if mask is not None:
+        # by areas: a sharper filter rings, and would touch what stays
+        scaled = ImageOps.fit(mask, request.size, method=Resampling.BOX)
+        repaint = (to_tensor([scaled])[:, :1] + 1) / 2
     return Known(shown, repaint, request.strength)
 
 

@@ -300,7 +300,7 @@ def test_train_passes_on_what_was_given(
     run = ["--out", "run", "--minutes", "2", "--resume", "--seed", "5", "--batch", "8", "--lr", "0.01"]
     assert mmgen_command("train", "prior", *run, "--dual-encoder", "dual").code == 0
     assert mmgen_command("train", "super-res", *run, "--data", str(tmp_path)).code == 0
-    common = {"resume": True, "seed": 5, "batch": 8, "lr": 0.01}
+    common = {"resume": True, "init": None, "seed": 5, "batch": 8, "lr": 0.01}
     prior = {**common, "text": None, "dual_encoder": Path("dual")}
     assert calls == [
         ("prior", "storybook", Path("run"), Budget(minutes=2), prior),

@@ -329,7 +329,7 @@ def test_signals(
     code: int,
 ) -> None:
     def load(*_args: Any, **_names: Any) -> None:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)  # in this thread: another one would take its time
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(mmgen.__dict__, "load", load)

@@ -380,7 +380,7 @@ def test_a_sheet_is_about_as_wide_as_high(tmp_path: Path, pictures: int, columns
     path = sheet.save(tmp_path)
     assert path == tmp_path / "grid-0001.png"
     assert _pixels(path)[0][0] == columns * 256
-    assert all(len(caption) < 120 for caption in sheet.captions)
+    assert all(len(caption) < 140 for caption in sheet.captions)
     assert sheet.captions[-1].endswith(f", seed {pictures - 1}")
 
 

@@ -128,7 +128,8 @@ def test_guidance_one_is_the_conditional_branch_exactly(pipe: TextToImage, told:
     alone = x0(None)
     assert torch.equal(x0(null, guidance_scale=1), alone)
     assert torch.equal(x0(None, guidance_scale=4), alone)
-    assert torch.equal(x0(null, guidance_scale=4, guidance_interval=(0.6, 0.9)), alone)
+    # prepared with the other half beside it: another batch may differ in the last bits
+    torch.testing.assert_close(x0(null, guidance_scale=4, guidance_interval=(0.6, 0.9)), alone)
     assert not torch.allclose(x0(null, guidance_scale=4), alone, atol=1e-3)
 
 
@@ -255,9 +256,10 @@ def test_every_setting_that_a_stage_takes_changes_its_picture(pipe: TextToImage,
 
     for name in ("prior", "decoder", "super-res-64"):
         one = stage(pipe, name)
-        plain = drawn(one)
         for setting in one.takes:
-            assert not torch.equal(drawn(one, **{setting: EVERY[setting]}), plain), f"{name}.{setting}"
+            only = {"sampler": "ddim"} if setting == "eta" else {}  # no other sampler takes it
+            plain, other = drawn(one, **only), drawn(one, **only, **{setting: EVERY[setting]})
+            assert not torch.equal(other, plain), f"{name}.{setting}"
 
 
 def test_readme_says_what_each_stage_takes() -> None:

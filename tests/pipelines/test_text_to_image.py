@@ -131,7 +131,7 @@ def test_every_sampler_runs_in_every_stage(pipe: TextToImage, sampler: str, step
 
 def test_eta_makes_ddim_draw_more_noise(pipe: TextToImage) -> None:
     still, moving = (
-        pipe(PROMPT, seeds=[1], size=16, stages={"decoder": StageSettings(steps=3, eta=eta)})
+        pipe(PROMPT, seeds=[1], size=16, stages={"decoder": StageSettings(steps=3, sampler="ddim", eta=eta)})
         for eta in (0.0, 1.0)
     )
     assert not same(still, moving)
