@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from mmgen.cli.preview import Views
     from mmgen.images import Format
     from mmgen.pipelines.text_to_image import TextToImage
+    from mmgen.result import Result
     from mmgen.schedulers.samplers import Step
-    from mmgen.types import Result
 
 MAX_COUNT = 10_000
 Stream = Callable[[Request], "Generator[Step, None, Result]"]

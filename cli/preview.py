@@ -19,8 +19,9 @@ from PIL import Image
 from mmgen.cli.terminal import note, one_line
 from mmgen.errors import UsageError
 from mmgen.images import FORMATS, SUFFIXES, Format, check_folder, encode, grid, write_new
+from mmgen.result import short
 from mmgen.thumbnails import thumbnail
-from mmgen.types import Size, short
+from mmgen.types import Size
 
 if TYPE_CHECKING:
     from mmgen.schedulers.samplers import Step

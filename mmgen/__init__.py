@@ -18,7 +18,7 @@ _PUBLIC = {
     "TextToImage": "mmgen.pipelines.text_to_image",
     "Cascade": "mmgen.pipelines.cascade",
     "Request": "mmgen.types",
-    "Result": "mmgen.types",
+    "Result": "mmgen.result",
     "StageSettings": "mmgen.types",
     "MmgenError": "mmgen.errors",
 }

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import Any, Literal, get_args
 
 from mmgen.errors import UsageError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from mmgen.images import Format
 
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp-2m")
 Verb = Literal["generate", "edit", "upscale"]
@@ -36,7 +28,6 @@ MAX_SEED = 2**63 - 1
 DRAWN_SEEDS = 2**32  # a seed that is drawn for a person is one of so many: short enough to type again
 MAX_STEPS = 1000
 MAX_PROMPT_CHARS = 10_000
-CAPTION_CHARS = 120  # of a prompt: more would bury the picture that stands above it
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
@@ -300,89 +291,3 @@ class StageRecord:
     seconds: float
     steps: int
     peak_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Result(Sequence["Image"]):
-    """The pictures of a request, in its order, with what they took. A sequence of PIL images; a slice is a tuple.
-
-    request: what was asked for. If the drawing was interrupted, the pictures are the first of it: see `complete`.
-    unknown_words: by prompt, the words the model does not know, each with the nearest that it does.
-    """
-
-    request: Request
-    images: tuple[Image, ...]
-    records: tuple[StageRecord, ...] = ()
-    unknown_words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every picture that was asked for is there."""
-        return len(self.images) >= self._asked
-
-    @property
-    def _asked(self) -> int:
-        return len(self.request.prompts) * len(self.request.seeds)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __iter__(self) -> Iterator[Image]:
-        return iter(self.images)
-
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Image, ...]: ...
-    def __getitem__(self, index: int | slice) -> Image | tuple[Image, ...]:
-        return self.images[index]
-
-    def __repr__(self) -> str:
-        width, height = self.request.size
-        count = len(self.images) if self.complete else f"{len(self.images)} of {self._asked}"
-        seconds = sum(r.seconds for r in self.records)
-        return f"Result({count} pictures, {width}x{height}, {seconds:.1f} s)"
-
-    def _repr_html_(self) -> str:
-        """What Jupyter shows: thumbnails, each with its prompt and seed."""
-        from mmgen.thumbnails import figures
-
-        return figures(self.images, self._captions())
-
-    def grid(self, columns: int = 4) -> Image:
-        """All in one picture, row by row, each with its prompt and seed. Raises UsageError if there are none."""
-        from mmgen.images import grid
-
-        return grid(self.images, columns, self._captions())
-
-    def save(self, folder: str | os.PathLike[str], format: Format = "png") -> list[Path]:
-        """Write every picture with its own settings into `folder`, made if it is not there. Returns the new names.
-
-        format: png, jpeg or webp. No file is replaced: the names are NUMBER-PROMPT-SEED, counted on from the highest.
-        Raises UsageError, before anything is written, for another format and for settings that do not fit into it;
-        MachineError where disk, folder or permission is in the way.
-        """
-        from mmgen.images import FORMATS, check_fits, write_picture
-
-        if format not in FORMATS:
-            raise UsageError(f"no format {format!r}: choose one of {', '.join(FORMATS)}")
-        singles = [self.request.single(prompt, seed) for prompt, seed in self._pictures()]
-        for single in singles:
-            check_fits(format, single)
-        return [
-            write_picture(image, single, Path(folder), format)
-            for image, single in zip(self.images, singles, strict=True)
-        ]
-
-    def _pictures(self) -> Iterator[tuple[str, int]]:
-        """(prompt, seed) of every picture that is there."""
-        return islice(self.request.pictures(), len(self.images))
-
-    def _captions(self) -> list[str]:
-        named = ((short(prompt), f"seed {seed}") for prompt, seed in self._pictures())
-        return [", ".join(filter(None, words)) for words in named]
-
-
-def short(prompt: str) -> str:
-    """A prompt as a caption."""
-    return prompt if len(prompt) <= CAPTION_CHARS else f"{prompt[:CAPTION_CHARS]}..."

@@ -12,9 +12,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mmgen.errors import UsageError
+from mmgen.result import Result
 from mmgen.schedulers.samplers import Step
 from mmgen.thumbnails import figures
-from mmgen.types import Result
 
 if TYPE_CHECKING:
     from mmgen.pipelines.text_to_image import TextToImage

@@ -23,8 +23,9 @@ from mmgen.pipelines.families import FACTOR
 from mmgen.pipelines.notebook import OnStepEnd, drain, following, step_end
 from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.vocabulary import unknown_words
+from mmgen.result import Result
 from mmgen.schedulers.samplers import Step
-from mmgen.types import DRAWN_SEEDS, Request, Result, StageSettings, Verb
+from mmgen.types import DRAWN_SEEDS, Request, StageSettings, Verb
 
 _HOW: Mapping[str, str] = {
     "generate": "call the model with it",

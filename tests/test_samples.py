@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmgen.types import Result
+from mmgen.result import Result
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 SCRIPTS = sorted(SAMPLES.glob("*.py"))

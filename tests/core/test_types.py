@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgen.errors import UsageError
-from mmgen.types import MAX_SEED, MAX_STEPS, SAMPLERS, Request, Result, StageRecord, StageSettings
+from mmgen.result import Result
+from mmgen.types import MAX_SEED, MAX_STEPS, SAMPLERS, Request, StageRecord, StageSettings
 
 unit = st.floats(0, 1)
 stage_settings = st.builds(

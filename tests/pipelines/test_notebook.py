@@ -24,9 +24,10 @@ from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.notebook import PREVIEW_EVERY, in_jupyter
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
+from mmgen.result import CAPTION_CHARS, Result
 from mmgen.schedulers.samplers import Step
 from mmgen.thumbnails import SIDE, figures
-from mmgen.types import CAPTION_CHARS, Result, StageSettings
+from mmgen.types import StageSettings
 
 FAST = {"prior": StageSettings(steps=2), "decoder": StageSettings(steps=5)}
 PROMPT = "a red cat on the beach"

@@ -18,8 +18,9 @@ from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.families import DECODER
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.text_to_image import TextToImage
+from mmgen.result import Result
 from mmgen.schedulers.samplers import Step
-from mmgen.types import SAMPLERS, Request, Result, StageSettings
+from mmgen.types import SAMPLERS, Request, StageSettings
 
 FAST = {"prior": StageSettings(steps=2), "decoder": StageSettings(steps=3)}
 PROMPT = "a red cat on the beach"
