@@ -129,8 +129,6 @@ class TextToImage:
         (all but the same) to 1 (all forgotten); None: 0.6, with a mask 1. prompts and all else: as in a call.
         Raises UsageError for pictures that do not fit, and for a request that was made over another picture.
         """
-        given = inputs.picture(image)
-        repaint = None if mask is None else inputs.checked_mask(mask, given.size)
         asked = self._asked(
             prompts,
             "edit",
@@ -140,8 +138,7 @@ class TextToImage:
             negative_prompt=negative_prompt,
             stages=stages,
         )
-        request = over(asked, given, repaint, strength)
-        draw = self._draw_from(request, known(given, repaint, request))
+        request, draw = self._drawn_over(asked, image, mask, strength)
         return self._followed(draw, request, progress, callback_on_step_end)
 
     def upscale(

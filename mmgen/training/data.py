@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mmgen import inputs
 from mmgen.errors import UsageError
 from mmgen.pipelines.families import FACTOR
 
@@ -219,7 +220,7 @@ def _read(path: Path) -> str:
 def _square(path: Path, px: int) -> np.ndarray:
     try:
         with Image.open(path) as opened:
-            picture = _opaque(ImageOps.exif_transpose(opened))
+            picture = inputs.picture(ImageOps.exif_transpose(opened), path.name)
     # Pillow also raises SyntaxError and ValueError for broken files, and its own error for pictures that are too large
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f"{path.name} cannot be read as a picture: {error}") from None
@@ -227,11 +228,3 @@ def _square(path: Path, px: int) -> np.ndarray:
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     scaled = picture.resize((px, px), Image.Resampling.BOX, box=(left, top, left + side, top + side))
     return np.asarray(scaled).transpose(2, 0, 1)
-
-
-def _opaque(picture: Image.Image) -> Image.Image:
-    """The picture in RGB, on white where it is transparent."""
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    layer = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
