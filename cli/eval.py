@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mmgen.cli.options import parse_device
+from mmgen.cli.options import parse_device, stage_settings
 from mmgen.cli.terminal import note
 from mmgen.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from PIL.Image import Image
 
     from mmgen.evaluation.storybook import Generate
     from mmgen.pipelines.text_to_image import TextToImage
+    from mmgen.types import StageSettings
 
 SEEDS, QUICK_SEEDS = 4, 1  # pictures per prompt
 MAX_SEEDS = 64
@@ -45,7 +48,16 @@ def evaluate() -> None:
     help=f"Pictures per prompt; {SEEDS} if not given, {QUICK_SEEDS} with --quick.",
 )
 @click.option("--device", type=parse_device, metavar="DEVICE", help="Where to run: cpu, cuda, cuda:1 or mps.")
-def storybook(quick: bool, model: str, out: Path, seeds: int | None, device: str | None) -> None:
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="STAGE.NAME=VALUE",
+    help="A setting of a stage, to see what it changes; may be repeated.",
+)
+def storybook(
+    quick: bool, model: str, out: Path, seeds: int | None, device: str | None, settings: tuple[str, ...]
+) -> None:
     """Judge pictures of the storybook world.
 
     The frozen prompts are drawn at the model's smallest size, and each picture is judged against what its
@@ -53,7 +65,9 @@ def storybook(quick: bool, model: str, out: Path, seeds: int | None, device: str
 
     \b
     mmgen eval storybook --quick
+    mmgen eval storybook --quick --set decoder.guidance_scale=3 --out guidance-3
     """  # fmt: skip
+    stages = stage_settings(settings, {})
     from mmgen.images import check_folder
     from mmgen.pipelines.catalogue import sizes
 
@@ -69,15 +83,21 @@ def storybook(quick: bool, model: str, out: Path, seeds: int | None, device: str
     pipe = mmgen.load(model, device=device)
     entries = evaluation.quick() if quick else read_prompts()
     per_prompt = seeds or (QUICK_SEEDS if quick else SEEDS)
-    facts = {"model": pipe.name, "model_digest": pipe.digest, "size": pipe.sizes[0]}
+    used = pipe.cascade.up_to(pipe.sizes[0]).resolve(stages)
+    facts = {
+        "model": pipe.name,
+        "model_digest": pipe.digest,
+        "size": pipe.sizes[0],
+        "stages": {name: values.to_dict() for name, values in used.items()},
+    }
     summary = evaluation.evaluate(
-        _generate(pipe, len(entries) * per_prompt), entries, out, seeds=per_prompt, settings=facts
+        _generate(pipe, used, len(entries) * per_prompt), entries, out, seeds=per_prompt, settings=facts
     )
     click.echo(summary.table())
     note(f"all verdicts and pictures are in {out}")
 
 
-def _generate(pipe: TextToImage, total: int) -> Generate:
+def _generate(pipe: TextToImage, stages: Mapping[str, StageSettings], total: int) -> Generate:
     """What the evaluation draws with: one picture for each prompt and its seed, with a bar on a terminal."""
     from tqdm import tqdm
 
@@ -86,7 +106,7 @@ def _generate(pipe: TextToImage, total: int) -> Generate:
     def generate(prompts: list[str], seeds: list[int]) -> list[Image]:
         images = []
         for prompt, seed in zip(prompts, seeds, strict=True):
-            request = pipe.request([prompt], seeds=[seed], size=pipe.sizes[0])
+            request = pipe.request([prompt], seeds=[seed], size=pipe.sizes[0], stages=stages)
             images.append(pipe.run(request).images[0])
             bar.update()
         return images

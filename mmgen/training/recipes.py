@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmgen.conditioning import Conditioning
 from mmgen.models.conditioned_unet import ConditionedUNet
@@ -15,7 +15,7 @@ from mmgen.models.prior import DiffusionPrior
 from mmgen.models.text import TextEncoder
 from mmgen.pipelines.super_res_stage import FACTOR, enlarge
 from mmgen.training.data import Batch, Order, Source, StorybookSource
-from mmgen.training.layout import WEIGHT, LayoutHead, output_of
+from mmgen.training.layout import TEXT_WEIGHT, WEIGHT, LayoutHead, TextLayoutHead, output_of
 from mmgen.training.losses import by_noise_level, contrastive_loss, sample_times, velocity_loss
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ MAX_LOG_SCALE = 4.6  # a factor of 100, as in CLIP
 class DecoderRecipe:
     """Text and image embedding -> picture. Without a dual encoder the image embedding is always null.
 
-    Where the source knows its layouts, the network's lowest features are taught to tell them.
+    Where the source knows its layouts, the network's lowest features and its words are taught to tell them.
     batch: pictures at full size; at half size there are twice as many.
     """
 
@@ -49,8 +49,14 @@ class DecoderRecipe:
         self.network, self.source, self.text, self.dual = network, source, text, dual
         self.lr, self.batch = lr, batch
         self.judge: Judge | None = None
-        sizes = source.layout_sizes
-        self.head = LayoutHead(network.config.channels[-1], sizes) if sizes else None
+        self.head: nn.ModuleDict | None = None
+        if sizes := source.layout_sizes:
+            self.head = nn.ModuleDict(
+                {
+                    "features": LayoutHead(network.config.channels[-1], sizes),
+                    "words": TextLayoutHead(network.config.text_width, sizes),
+                }
+            )
 
     def order(self, index: int, progress: float) -> Order:
         full = self.network.config.sample_size
@@ -61,19 +67,28 @@ class DecoderRecipe:
     def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         x0 = drawn.tensor(generator.device)
         cond = self._condition(x0, drawn.captions, generator)
-        t = sample_times(order.count, generator, x0.device)
+        # large flat things show through the noise up to 0.95: only above must the text say what stands where
+        t = sample_times(order.count, generator, x0.device, mean=2.5, std=2.0)
         eps = torch.randn(x0.shape, generator=generator, device=x0.device)
         at = t[:, None, None, None]
-        with output_of(self.network.middle) as lowest:
+        with output_of(self.network.middle) as lowest, output_of(self.network.text) as words:
             x0_pred = self.network((1 - at) * x0 + at * eps, t, self.network.prepare(cond))
         losses = velocity_loss(x0_pred, x0, t)
         figures = by_noise_level(losses.detach(), t)
         if self.head is None:
             return losses.mean(), figures
         assert drawn.layout is not None
-        layout, right = self.head(lowest[0], torch.from_numpy(drawn.layout).to(x0.device))
-        figures |= {"layout": layout.mean().item(), "layout_right": right.item()}
-        return losses.mean() + WEIGHT * layout.mean(), figures
+        assert cond.text_mask is not None
+        assert cond.drop_text is not None
+        told, said = torch.from_numpy(drawn.layout).to(x0.device), ~cond.drop_text
+        layout, right = self.head["features"](lowest[0], told)
+        text = self.head["words"](words[0][said], cond.text_mask[said], told[said])
+        figures |= {
+            "layout": layout.mean().item(),
+            "layout_right": right.item(),
+            "layout_text": text.mean().item(),
+        }
+        return losses.mean() + WEIGHT * layout.mean() + TEXT_WEIGHT * text.mean(), figures
 
     def _condition(self, x0: Tensor, captions: list[str], generator: torch.Generator) -> Conditioning:
         words = self.text.encode(captions)

@@ -327,10 +327,16 @@ def test_eval_draws_every_prompt_with_its_seed(
     assert "overall" in outcome.out
     assert loads == [("storybook", "cpu", None)]
     facts = {"model": "tiny", "model_digest": "0123456789abcdef", "size": 8}
-    assert calls == [(100, Path("mmgen-eval"), {"seeds": 1, "settings": facts}, [(8, 8), (8, 8)])]
-    mmgen_command("eval", "storybook", "--out", "full")
+    [(count, out, more, sizes)] = calls
+    defaults = more["settings"].pop("stages")
+    assert (count, out, more, sizes) == (
+        100, Path("mmgen-eval"), {"seeds": 1, "settings": facts}, [(8, 8), (8, 8)]
+    )  # fmt: skip
+    mmgen_command("eval", "storybook", "--out", "full", "--set", "decoder.steps=3")
     assert calls[1][0] > 1000
     assert calls[1][2]["seeds"] == 4
+    assert calls[1][2]["settings"]["stages"] == {"decoder": {**defaults["decoder"], "steps": 3}}
+    assert mmgen_command("eval", "storybook", "--out", "wrong", "--set", "decoder.step=3").code == 2
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "summary.json").write_text("{}")
     assert mmgen_command("eval", "storybook", "--out", "full").code == 2

@@ -13,7 +13,7 @@ from mmgen.models import presets
 from mmgen.models.text import TextEncoder
 from mmgen.training import trainer
 from mmgen.training.data import Batch, Order
-from mmgen.training.layout import LayoutHead, output_of
+from mmgen.training.layout import LayoutHead, TextLayoutHead, output_of
 from mmgen.training.recipes import DecoderRecipe
 from mmgen.training.trainer import Budget, train
 
@@ -80,6 +80,41 @@ def test_nothing_in_the_pictures_is_nothing_to_be_right_about() -> None:
     assert math.isnan(right)
 
 
+def silent(sizes: tuple[int, ...]) -> TextLayoutHead:
+    """One that knows nothing: every answer has the score 0."""
+    made = TextLayoutHead(8, sizes)
+    for parameter in made.read.parameters():
+        torch.nn.init.zeros_(parameter)
+    return made
+
+
+def test_words_are_asked_for_every_kind_that_is_there() -> None:
+    layout = torch.zeros(3, 2, 32, 32, dtype=torch.uint8)
+    layout[0, 0, :16], layout[2, 0, :, :8], layout[2, 0, :, 24:] = 2, 1, 3
+    made = silent((4, 3))
+    loss = made(torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool), layout)
+    # the first picture shows one kind, the second none, the third two; half of the cells and a third colour are guessed
+    assert loss.tolist() == pytest.approx(3 * [math.log(2) + math.log(3)])
+    assert made(torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool), 0 * layout).shape == (0,)
+    with torch.no_grad():
+        made.read.bias[:64] = torch.where(torch.arange(64) < 32, 20.0, -20.0)  # the upper half
+        made.read.bias[65] = 20.0  # the first colour
+    layout[0, 1, :16] = 1
+    told = made(torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool), layout)
+    assert told[0].item() < 1e-6
+
+
+def test_words_that_are_padding_say_nothing() -> None:
+    torch.manual_seed(0)
+    made, layout = TextLayoutHead(8, (3,)), torch.ones(1, 1, 32, 32, dtype=torch.uint8)
+    tokens = torch.randn(1, 5, 8)
+    mask = torch.tensor([[True, True, True, False, False]])
+    changed = tokens.clone()
+    changed[:, 3:] += 9
+    assert torch.equal(made(tokens, mask, layout), made(changed, mask, layout))
+    assert not torch.equal(made(tokens, mask, layout), made(tokens, ~mask, layout))
+
+
 def test_outputs_are_kept_inside_the_block_alone() -> None:
     layer = torch.nn.Linear(2, 2)
     with output_of(layer) as kept:
@@ -110,6 +145,7 @@ def test_the_lesson_is_learned_and_left_behind(
     after = asked()
     assert after["layout"] < 0.7 * before["layout"]
     assert after["layout_right"] > 0.9
+    assert after["layout_text"] < 0.7 * before["layout_text"]
     again = type(network).from_pretrained(tmp_path / "run" / "decoder")
     assert set(again.state_dict()) == names
     resumed = train(recipe, tmp_path / "run", Budget(steps=31), resume=True, say=lambda _line: None)
