@@ -78,24 +78,43 @@ class Options:
         }
         return stage_settings(self.settings, decoder)
 
-    def seeds(self) -> tuple[int, ...]:
-        """`count` seeds in a row from the one given, or from one that is drawn and said."""
-        first = self.seed
-        if first is None:
-            first = secrets.randbelow(DRAWN_SEEDS)
-            note(f"seed {first} (drawn; --seed {first} gives the same again)")
-        return tuple(range(first, first + self.count))
 
-
+# what every command that draws from pictures or prompts takes
+OUT = click.option(
+    "-o",
+    "--out",
+    default="mmgen-out",
+    show_default=True,
+    metavar="PATH",
+    help="Folder for the pictures, or the file name of one picture.",
+)
+SEED = click.option(
+    "--seed", type=click.IntRange(0, MAX_SEED), help="First seed; drawn and printed if not given."
+)
+SIZE = click.option(
+    "--size", type=parse_size, metavar="N|WxH", help="Pixels, one side or both; the model's own if not given."
+)
+FILE = (
+    click.option(
+        "--format", type=click.Choice(["png", "jpeg", "webp"]), help="Kind of file; png, or what --out says."
+    ),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="STAGE.NAME=VALUE",
+        help="Any setting of any stage; may be repeated.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="One JSON object per picture on standard output."),
+    click.option("--overwrite", is_flag=True, help="Replace the file that --out names."),
+)
 OPTIONS = (
     click.argument("prompts", nargs=-1, required=True, metavar="PROMPT..."),
-    click.option("-o", "--out", default="mmgen-out", show_default=True, metavar="PATH",
-                 help="Folder for the pictures, or the file name of one picture."),
+    OUT,
     click.option("-n", "--count", type=click.IntRange(1, MAX_COUNT), default=1, show_default=True,
                  help="Pictures per prompt, with the seeds SEED, SEED+1, ..."),
-    click.option("--seed", type=click.IntRange(0, MAX_SEED), help="First seed; drawn and printed if not given."),
-    click.option("--size", type=parse_size, metavar="N|WxH",
-                 help="Pixels, one side or both; the model's own if not given."),
+    SEED,
+    SIZE,
     click.option("--steps", type=click.IntRange(1, MAX_STEPS), help="Steps of the decoder."),
     click.option("--guidance", type=float, help="How closely the decoder follows the prompt; 1 is off."),
     click.option("--sampler", metavar="NAME",
@@ -104,18 +123,21 @@ OPTIONS = (
                  help="What the decoder does with colours out of range."),
     click.option("--negative", default="", metavar="TEXT", help="What should not be in the picture."),
     *MACHINE,
-    click.option("--format", type=click.Choice(["png", "jpeg", "webp"]),
-                 help="Kind of file; png, or what --out says."),
-    click.option("--set", "settings", multiple=True, metavar="STAGE.NAME=VALUE",
-                 help="Any setting of any stage; may be repeated."),
-    click.option("--json", "as_json", is_flag=True, help="One JSON object per picture on standard output."),
-    click.option("--overwrite", is_flag=True, help="Replace the file that --out names."),
+    *FILE,
     click.option("--preview", metavar="FILE",
                  help="A png, jpg or webp file that shows the picture so far, rewritten after every step."),
     click.option("--grid", is_flag=True, help="Also one sheet of all pictures, grid-0001.png."),
     click.option("--no-show", is_flag=True,
                  help="No thumbnails between the lines of a terminal that can show them."),
 )  # fmt: skip
+
+
+def seeds_from(first: int | None, count: int) -> tuple[int, ...]:
+    """`count` seeds in a row from the first, or from one that is drawn and said."""
+    if first is None:
+        first = secrets.randbelow(DRAWN_SEEDS)
+        note(f"seed {first} (drawn; --seed {first} gives the same again)")
+    return tuple(range(first, first + count))
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -200,7 +222,7 @@ def _check(options: Options) -> tuple[Request, Output, Views]:
         use(options.attention)
     asked = Request(
         prompts=prompts,
-        seeds=options.seeds(),
+        seeds=seeds_from(options.seed, options.count),
         size=options.size or (1, 1),  # stands in until the model has said its own
         negative_prompt=options.negative,
         stages=stages,
@@ -240,25 +262,26 @@ def _draw(
         except NonFiniteError as error:
             failed += 1
             note(f"error: {prompt!r}, seed {seed}: {error}")
-            _print_picture(single, None, as_json, {"error": str(error)})
+            print_picture(single, None, as_json, {"error": str(error)})
             continue
         unknown = result.unknown_words.get(prompt, {})
-        _say_unknown(pipe.name, unknown, said)
+        say_unknown(pipe.name, unknown, said)
         path = output.save(result.images[0], result.request)
         seconds = round(time.monotonic() - started, 3)
-        _print_picture(result.request, path, as_json, {"seconds": seconds, "unknown_words": dict(unknown)})
+        print_picture(result.request, path, as_json, {"seconds": seconds, "unknown_words": dict(unknown)})
         views.show_picture(result.images[0], prompt, seed)
     return failed
 
 
-def _say_unknown(model: str, unknown: Mapping[str, str], said: set[tuple[str, str]]) -> None:
+def say_unknown(model: str, unknown: Mapping[str, str], said: set[tuple[str, str]]) -> None:
+    """Name the words that a model does not know, each once. said: those that have been named, which grows."""
     for word, nearest in unknown.items():
         if (word, nearest) not in said:
             said.add((word, nearest))
             note(f"{model} has no {word!r}" + (f"; nearest: {nearest!r}" if nearest else ""))
 
 
-def _print_picture(request: Request, path: Path | None, as_json: bool, more: Mapping[str, Any]) -> None:
+def print_picture(request: Request, path: Path | None, as_json: bool, more: Mapping[str, Any]) -> None:
     """A line on standard output: the file's name, or as JSON everything about the picture."""
     if as_json:
         file = None if path is None else str(path)

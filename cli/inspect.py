@@ -68,6 +68,8 @@ def _request_lines(request: Request) -> list[str]:
         lines.append(f"verb: {request.verb}")
     if request.strength is not None:
         lines.append(f"strength: {request.strength:g}")
+    if request.weights:
+        lines.append(f"weights: {', '.join(f'{weight:g}' for weight in request.weights)}")
     lines += [f"{name}: sha256 {digest[:10]}" for name, digest in request.inputs.items()]
     if request.model:
         lines.append(f"model: {request.model} {request.model_digest[:10]}".rstrip())

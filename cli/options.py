@@ -55,6 +55,7 @@ def _times(text: str) -> tuple[float, ...]:
 
 _PARSERS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "steps": (_whole, "a whole number"),
+    "resample": (_whole, "a whole number"),
     "sampler": (str, "the name of a sampler"),
     "guidance_interval": (_times, "two times, such as 0.2,0.8"),
     "threshold": (parse_threshold, "a percentile, clip or none"),

@@ -27,17 +27,20 @@ _NOT_WRITTEN = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".svg", ".pdf
 
 @dataclass(frozen=True)
 class Output:
-    """folder: where pictures go. file: the name of the one picture, None = names made from the prompts."""
+    """folder: where pictures go. file: the name of the one picture, None = names that are made."""
 
     folder: Path
     file: Path | None
     format: Format
     overwrite: bool
 
-    def save(self, image: Image, request: Request) -> Path:
-        """Write one picture with the request that made it, under a new name. Returns the name."""
+    def save(self, image: Image, request: Request, name: str = "") -> Path:
+        """Write one picture with the request that made it, under a new name, which is returned.
+
+        name: in the prompt's place, where names are made.
+        """
         if self.file is None:
-            return write_picture(image, request, self.folder, self.format)
+            return write_picture(image, request, self.folder, self.format, name)
         make_folder(self.folder)
         return write_new(self.file, encode(image, self.format, request), overwrite=self.overwrite)
 

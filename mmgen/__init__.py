@@ -16,6 +16,7 @@ if (_root / "pyproject.toml").is_file() and (_root / "pipelines" / "__init__.py"
 _PUBLIC = {
     "load": "mmgen.pipelines.loading",
     "TextToImage": "mmgen.pipelines.text_to_image",
+    "MmgenPipeline": "mmgen.pipelines.diffusers_pipeline",
     "Cascade": "mmgen.pipelines.cascade",
     "Request": "mmgen.types",
     "Result": "mmgen.result",

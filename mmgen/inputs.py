@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmgen.errors import UsageError
-from mmgen.types import Size
+from mmgen.types import Request, Size, StageSettings, Verb, picture_names
 
 # Those that Pillow decodes by itself: no format that starts another program.
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -66,6 +67,52 @@ def digest(image: Image.Image) -> str:
     """sha256 of a picture's size, mode and pixels, whatever file it came from."""
     head = f"{image.mode} {image.width}x{image.height} "
     return hashlib.sha256(head.encode() + image.tobytes()).hexdigest()
+
+
+def from_parts(
+    verb: Verb,
+    parts: Sequence[Image.Image | str],
+    weights: Sequence[float],
+    *,
+    seeds: tuple[int, ...],
+    size: Size,
+    stages: Mapping[str, StageSettings],
+) -> tuple[Request, list[Image.Image]]:
+    """A request that starts from pictures and texts, and the pictures in RGB, in the order of their names.
+
+    parts: of diff-text the picture and both texts. Raises UsageError for what is neither, and as a request does.
+    """
+    for part in parts:
+        if not isinstance(part, Image.Image | str) or part == "":
+            raise UsageError(f"a part is {part!r}: give a picture, or a text that says what to draw")
+    pictures = [picture(part) for part in parts if isinstance(part, Image.Image)]
+    places = [part if isinstance(part, str) else "" for part in parts]
+    request = Request(
+        prompts=tuple(filter(None, places) if verb == "diff-text" else places),
+        seeds=seeds,
+        size=size,
+        stages=stages,
+        verb=verb,
+        inputs=digests(pictures),
+        weights=tuple(weights),
+    )
+    return request, pictures
+
+
+def digests(pictures: Sequence[Image.Image]) -> dict[str, str]:
+    """The digest of each by its name in a request: image, image-2, ..."""
+    return {name: digest(one) for name, one in zip(picture_names(len(pictures)), pictures, strict=True)}
+
+
+def check_same(pictures: Sequence[Image.Image], request: Request) -> None:
+    """Raise UsageError unless these are the pictures that a request starts from, in the order of their names."""
+    if len(pictures) != len(request.inputs):
+        raise UsageError(
+            f"{request.verb} starts from {len(request.inputs)} pictures here, not {len(pictures)}"
+        )
+    found = digests(pictures)
+    if changed := [name for name in found if found[name] != request.inputs.get(name)]:
+        raise UsageError(f"the request was made with another {' and '.join(changed)}: give the same again")
 
 
 def extended(

@@ -39,7 +39,7 @@ class Result(Sequence[Image]):
 
     @property
     def _asked(self) -> int:
-        return len(self.request.prompts) * len(self.request.seeds)
+        return sum(1 for _ in self.request.pictures())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -77,7 +77,7 @@ class Result(Sequence[Image]):
         """
         if format not in FORMATS:
             raise UsageError(f"no format {format!r}: choose one of {', '.join(FORMATS)}")
-        singles = [self.request.single(prompt, seed) for prompt, seed in self._pictures()]
+        singles = list(islice(self.request.singles(), len(self.images)))
         for single in singles:
             check_fits(format, single)
         return [

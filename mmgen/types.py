@@ -13,20 +13,29 @@ from typing import Any, Literal, get_args
 from mmgen.errors import UsageError
 
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp-2m")
-Verb = Literal["generate", "edit", "upscale"]
+Verb = Literal["generate", "edit", "upscale", "vary", "mix", "interpolate", "diff-text"]
 VERBS: tuple[str, ...] = get_args(Verb)
-# by verb: the pictures that it must start from, and all that it can
+UNCLIP: tuple[Verb, ...] = ("vary", "mix", "interpolate", "diff-text")  # they draw from image embeddings
+# by verb: the pictures that it must start from, and all that it can; of the others the prompts say it
 _INPUTS: Mapping[str, tuple[set[str], set[str]]] = {
     "generate": (set(), set()),
     "edit": ({"image"}, {"image", "mask"}),
     "upscale": ({"image"}, {"image"}),
+    "vary": ({"image"}, {"image"}),
+    "diff-text": ({"image"}, {"image"}),
 }
 MIN_STRENGTH = 0.01
 STRENGTH = 0.6  # of an edit without a mask, where nobody says
+AMOUNT = (
+    0.35  # of a text diff, where nobody says: unCLIP goes up to 0.25 to 0.5 (arXiv:2204.06125, section 3.3)
+)
+MAX_WEIGHTS = 1000  # and as many frames
+SUM_TOLERANCE = 1e-6  # of weights: thirds do not sum to 1 exactly
 Size = tuple[int, int]
 MAX_SEED = 2**63 - 1
 DRAWN_SEEDS = 2**32  # a seed that is drawn for a person is one of so many: short enough to type again
 MAX_STEPS = 1000
+MAX_RESAMPLE = 100
 MAX_PROMPT_CHARS = 10_000
 
 
@@ -50,6 +59,7 @@ class StageSettings:
     mean square of what its two sides differ by, 1e-6 to 2.
     threshold: a percentile in (0, 1) for dynamic thresholding, "clip" or "none". threshold_cap: at least 1.
     noise_level: corruption of the low-resolution input, 0 to 1 (super-resolution only).
+    resample: how often each step is taken, 1 to 100, noised again in between; more fits a repainted part better.
     Raises UsageError for anything else.
     """
 
@@ -64,12 +74,15 @@ class StageSettings:
     threshold: float | Literal["clip", "none"] | None = None
     threshold_cap: float | None = None
     noise_level: float | None = None
+    resample: int | None = None
 
     def __post_init__(self) -> None:
-        if self.steps is not None:
-            if isinstance(self.steps, bool) or not isinstance(self.steps, int):
-                raise UsageError(f"steps is {self.steps!r}: give a whole number")
-            _number("steps", self.steps, 1, MAX_STEPS)
+        for name, most in (("steps", MAX_STEPS), ("resample", MAX_RESAMPLE)):
+            value = getattr(self, name)
+            if value is not None:
+                if isinstance(value, bool) or not isinstance(value, int):
+                    raise UsageError(f"{name} is {value!r}: give a whole number")
+                _number(name, value, 1, most)
         if self.sampler is not None and not _may_be_sampler(self.sampler):
             known = ", ".join(SAMPLERS)
             raise UsageError(
@@ -152,8 +165,12 @@ class Request:
     The pictures are prompts x seeds, prompt-major. size: (width, height) in pixels. stages: settings by stage name.
     model: name of the model asked for, with its digest once it is known ("" before loading). verb: what is done.
     inputs: the pictures it starts from, "image" and "mask", as sha256 of their pixels (`mmgen.inputs.digest`).
-    strength: how far an edited picture may move away, in (0, 1]. An upscaled picture needs no prompt: "".
-    Raises UsageError where a value cannot be meant.
+    strength: how far an edited picture may move away, in (0, 1]. An upscaled or varied picture needs no prompt: "".
+
+    mix and interpolate: the prompts are the parts of each picture, "" where one of the inputs "image", "image-2", ...
+    stands, in order. diff-text: they are the text before and the one after. weights, in [0, 1]: mix: of each part,
+    together 1; interpolate: of the second part, one picture for each; diff-text: of what the texts differ by, one
+    picture for each. Raises UsageError where a value cannot be meant.
     """
 
     prompts: tuple[str, ...]
@@ -166,16 +183,19 @@ class Request:
     verb: Verb = "generate"
     inputs: Mapping[str, str] = field(default_factory=dict)
     strength: float | None = None
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_kinds()
         object.__setattr__(self, "stages", MappingProxyType(dict(self.stages)))
         self._check_start()
+        self._check_parts()
         if not self.prompts:
             raise UsageError("no prompt was given: say what to draw")
         for prompt in self.prompts:
-            check_prompt(prompt, may_be_empty=self.verb == "upscale")
+            check_prompt(prompt, may_be_empty=self.verb == "upscale" or (self._has_parts and prompt == ""))
         check_prompt(self.negative_prompt, what="negative prompt", may_be_empty=True)
+        self._check_weights()
         if not self.seeds:
             raise UsageError("no seed was given: give at least one")
         for seed in self.seeds:
@@ -187,7 +207,7 @@ class Request:
             raise UsageError(f"size {self.size!r}: give width and height in pixels, such as 1024x1024")
 
     def _check_kinds(self) -> None:
-        for name in ("prompts", "seeds", "size"):
+        for name in ("prompts", "seeds", "size", "weights"):
             if not isinstance(getattr(self, name), tuple):
                 raise UsageError(f"request field {name!r} is {getattr(self, name)!r}: give a tuple")
         for name in ("model", "model_digest"):
@@ -203,7 +223,8 @@ class Request:
             raise UsageError(f"no verb {self.verb!r}: choose one of {', '.join(VERBS)}")
         if not isinstance(self.inputs, Mapping):
             raise UsageError(f"request field 'inputs' is {self.inputs!r}: give sha256 by name")
-        needed, most = _INPUTS[self.verb]
+        seen = set(picture_names(self.prompts.count("")))
+        needed, most = _INPUTS.get(self.verb, (seen, seen))
         names = set(self.inputs)
         if not needed <= names <= most:
             perhaps = "".join(f", perhaps a {name}" for name in sorted(most - needed))
@@ -220,18 +241,68 @@ class Request:
         if self.strength is not None:
             object.__setattr__(self, "strength", _number("strength", self.strength, MIN_STRENGTH, 1))
 
+    @property
+    def _has_parts(self) -> bool:
+        """Whether a prompt may be "", in the place of a picture."""
+        return self.verb in ("vary", "mix", "interpolate")
+
+    def _check_parts(self) -> None:
+        """The prompts are as many as this verb takes."""
+        count = len(self.prompts)
+        if self.verb == "vary" and self.prompts != ("",):
+            raise UsageError("vary takes no prompt: what a picture is to show besides, mix is told")
+        if self.verb == "mix" and not 2 <= count <= MAX_WEIGHTS:
+            raise UsageError(f"mix puts pictures and texts together, and {count} is given: give two or more")
+        if self.verb == "interpolate" and count != 2:
+            raise UsageError(f"interpolate goes from one picture or text to another: give two, not {count}")
+        if self.verb == "diff-text" and count != 2:
+            raise UsageError(f"diff-text goes from one text to another: give two, not {count}")
+        if self.verb in UNCLIP and self.negative_prompt:
+            raise UsageError(f"{self.verb} takes no negative prompt: leave it out")
+
+    def _check_weights(self) -> None:
+        name = "the amount" if self.verb == "diff-text" else "a weight"
+        weights = tuple(_number(name, weight, 0, 1) for weight in self.weights)
+        object.__setattr__(self, "weights", weights)
+        said = ", ".join(f"{weight:g}" for weight in weights)
+        if self.verb not in ("mix", "interpolate", "diff-text"):
+            if weights:
+                raise UsageError(f"weights {said} are given: {self.verb} takes none")
+        elif not 1 <= len(weights) <= MAX_WEIGHTS:
+            raise UsageError(f"{self.verb} was given {len(weights)} weights: give 1 to {MAX_WEIGHTS:,}")
+        elif self.verb == "mix":
+            if len(weights) != len(self.prompts):
+                raise UsageError(f"{len(weights)} weights for {len(self.prompts)} parts: give one for each")
+            if abs(sum(weights) - 1) > SUM_TOLERANCE:
+                raise UsageError(f"the weights {said} sum to {sum(weights):g}: they must sum to 1")
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A MappingProxyType cannot be pickled, and requests go to other processes.
         values = (getattr(self, f.name) for f in dataclasses.fields(self))
         return Request, tuple(dict(v) if isinstance(v, MappingProxyType) else v for v in values)
 
     def pictures(self) -> Iterator[tuple[str, int]]:
-        """(prompt, seed) of every picture, prompt-major."""
-        return ((prompt, seed) for prompt in self.prompts for seed in self.seeds)
+        """(prompt, seed) of every picture, prompt-major; where prompts make a picture together, they are joined."""
+        if self.verb in ("generate", "edit", "upscale", "vary"):
+            return ((prompt, seed) for prompt in self.prompts for seed in self.seeds)
+        joined = (" + " if self.verb == "mix" else " -> ").join(filter(None, self.prompts))
+        return ((joined, single.seeds[0]) for single in self.singles())
 
     def single(self, prompt: str, seed: int) -> Request:
-        """The request that makes just this picture: the record that is written into it."""
+        """The request that makes just this picture, of a verb that draws each prompt by itself."""
         return dataclasses.replace(self, prompts=(prompt,), seeds=(seed,))
+
+    def singles(self) -> Iterator[Request]:
+        """The request of each picture, in the order of `pictures`: the record that is written into it."""
+        if self.verb == "mix":
+            return (dataclasses.replace(self, seeds=(seed,)) for seed in self.seeds)
+        if self.verb in ("interpolate", "diff-text"):
+            return (
+                dataclasses.replace(self, seeds=(seed,), weights=(weight,))
+                for seed in self.seeds
+                for weight in self.weights
+            )
+        return (self.single(prompt, seed) for prompt, seed in self.pictures())
 
     def to_json(self) -> str:
         """One line of JSON, keys sorted, so that equal requests are equal text."""
@@ -254,13 +325,19 @@ class Request:
             raise UsageError(f"no request field {unknown[0]!r}: the fields are {', '.join(sorted(names))}")
         try:
             stages = {k: StageSettings.from_dict(v) for k, v in values.pop("stages", {}).items()}
-            for name in ("prompts", "seeds", "size"):
+            values.setdefault("weights", [])
+            for name in ("prompts", "seeds", "size", "weights"):
                 if not isinstance(values[name], list):
                     raise UsageError(f"request field {name!r} must be a list, got {values[name]!r}")
                 values[name] = tuple(values[name])
             return cls(stages=stages, **values)
         except (KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"this is not a request: {error}") from None
+
+
+def picture_names(count: int) -> list[str]:
+    """What so many given pictures are called, in order: image, image-2, ..."""
+    return ["image", *(f"image-{number}" for number in range(2, count + 1))][:count]
 
 
 def check_prompt(prompt: str, what: str = "prompt", may_be_empty: bool = False) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmgen.errors import UsageError
 from mmgen.types import StageSettings
 
 PRIOR = StageSettings(steps=8, sampler="ddim", guidance_scale=1.5)
@@ -15,6 +16,10 @@ SUPER_RES = StageSettings(steps=2, sampler="ddim", threshold="clip", noise_level
 
 FACTOR = 4  # of a super-resolution stage: its picture's side in that of the picture before
 STORYBOOK_SCALES = (1, FACTOR, FACTOR**2)
+
+# What an index may say of its decoder and image embeddings. "prior": it draws no prompt without one, which the prior
+# makes. "given": it draws prompts without, and is told those of pictures that are varied or mixed. "none": it saw none.
+IMAGE_EMBED = ("prior", "given", "none")
 
 Kind = tuple[str, str]
 """(module, class), as model_index.json has it."""
@@ -37,24 +42,35 @@ class Family:
 
 
 def _storybook(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
-    """Text -> prior -> decoder -> one super-resolution network at two scales."""
+    """Text -> prior, if prompts need it -> decoder -> one super-resolution network at two scales."""
     from mmgen.pipelines.decoder_stage import DecoderStage
     from mmgen.pipelines.prior_stage import PriorStage
     from mmgen.pipelines.super_res_stage import SuperResStage
     from mmgen.pipelines.text_stage import TextStage
 
-    embeds = index.get("decoder_sees_image_embed")
-    if not isinstance(embeds, bool):
-        raise ValueError(f"decoder_sees_image_embed is {embeds!r} in the index: it must be true or false")
+    embeds = index.get("image_embed")
+    if embeds not in IMAGE_EMBED:
+        raise ValueError(
+            f"image_embed is {embeds!r} in the index: it must be one of {', '.join(IMAGE_EMBED)}"
+        )
     _check_widths(parts)
+    prior = None if embeds == "none" else PriorStage(parts["prior"], parts["dual_encoder"], PRIOR)
     stages: list[Any] = [TextStage(parts["text_encoder"])]
-    if embeds:
-        stages.append(PriorStage(parts["prior"], parts["dual_encoder"], PRIOR))
-    stages.append(DecoderStage(parts["decoder"], DECODER, uses_image_embed=embeds))
+    if embeds == "prior":
+        stages.append(prior)
+    stages.append(DecoderStage(parts["decoder"], DECODER, uses_image_embed=embeds == "prior", prior=prior))
     size = parts["decoder"].config.sample_size
     for scale in STORYBOOK_SCALES[1:]:
         stages.append(SuperResStage(parts["super_res"], SUPER_RES, size=scale * size))
     return stages
+
+
+def no_image_embed(name: str) -> UsageError:
+    """What is said where a model is to draw from image embeddings, and its index says that it never saw any."""
+    return UsageError(
+        f"{name} draws from texts alone: its decoder was not trained on image embeddings, and cannot vary, mix or "
+        "interpolate pictures. Give a --model whose image_embed is 'prior' or 'given'"
+    )
 
 
 def _check_widths(parts: Mapping[str, Any]) -> None:

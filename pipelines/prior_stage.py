@@ -22,18 +22,23 @@ CANDIDATES = 2  # unCLIP draws two and keeps the one that fits the text better (
 
 
 class PriorStage:
-    """Draws several embeddings for each text and keeps that with the largest dot product with the text embedding."""
+    """Draws several embeddings for each text and keeps that with the largest dot product with the text embedding.
+
+    An embedding that the draft has already stays.
+    """
 
     name = "prior"
     needs = frozenset({"text"})
     gives = frozenset({"image_embed"})
     takes = frozenset({"steps", "sampler", "guidance_scale"})
-    size = None
+    size: int | None = None
 
     def __init__(self, network: DiffusionPrior, dual: DualEncoder, defaults: StageSettings) -> None:
         self.network, self.dual, self.defaults = network, dual, defaults
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
+        if draft.image_embed is not None:
+            return draft
         text = draft.text
         if text is None:
             raise ValueError("the prior needs text")

@@ -22,7 +22,8 @@ class Draft:
     """What is known of a batch of pictures so far. A stage returns a changed copy; None: not known yet.
 
     text, negative: token states, mask and pooled vector of the prompts and of the negative prompt, if there is one.
-    image_embed: [B, E], unit norm. image: [B, 3, H, W] in [-1, 1], float32. known: the picture that is drawn over.
+    image_embed: [B, E], unit norm. start: [B, 3, H, W], the noise that the decoder begins with, None: from the seeds.
+    image: [B, 3, H, W] in [-1, 1], float32. known: the picture that is drawn over.
     """
 
     prompts: tuple[str, ...]
@@ -30,6 +31,7 @@ class Draft:
     text: Conditioning | None = None
     negative: Conditioning | None = None
     image_embed: Tensor | None = None
+    start: Tensor | None = None
     image: Tensor | None = None
     known: Known | None = None
 

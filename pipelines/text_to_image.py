@@ -22,15 +22,17 @@ from mmgen.pipelines.editing import Known, known, over
 from mmgen.pipelines.families import FACTOR
 from mmgen.pipelines.notebook import OnStepEnd, drain, following, step_end
 from mmgen.pipelines.stage import Draft, Stage, finish
+from mmgen.pipelines.unclip import Unclip
 from mmgen.pipelines.vocabulary import unknown_words
 from mmgen.result import Result
 from mmgen.schedulers.samplers import Step
-from mmgen.types import DRAWN_SEEDS, Request, StageSettings, Verb
+from mmgen.types import AMOUNT, DRAWN_SEEDS, MAX_WEIGHTS, UNCLIP, Request, StageSettings, Verb
 
 _HOW: Mapping[str, str] = {
     "generate": "call the model with it",
     "edit": "give it to `edit`, with its picture",
     "upscale": "give its picture, seed and settings to `upscale`",
+    **dict.fromkeys(UNCLIP, "give it to `run`, with its pictures"),
 }
 Draw = Callable[[list[Image], Clock], Generator[Step, None, Result]]
 """(images, clock) -> steps and the result; images takes the pictures as they are done: no interruption loses them."""
@@ -159,7 +161,7 @@ class TextToImage:
         size = (FACTOR * given.width, FACTOR * given.height)
         request = Request(
             prompts=("",),
-            seeds=_seeds(None if seed is None else [seed], None),
+            seeds=_seed(seed),
             size=size,
             stages={stage.name: complete(stage, settings or StageSettings())},
             model=self.name,
@@ -177,6 +179,93 @@ class TextToImage:
             return self._result(request, images, clock)
 
         return self._followed(draw, request, progress, callback_on_step_end)
+
+    def vary(
+        self,
+        image: Image,
+        *,
+        seeds: Sequence[int] | None = None,
+        count: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        stages: Mapping[str, StageSettings] | None = None,
+        progress: bool | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+    ) -> Result:
+        """Other pictures of what a picture shows: drawn from its image embedding.
+
+        image: of any size and mode; its middle square is seen. All else: as in a call.
+        Raises UsageError for a model that was not trained on image embeddings.
+        """
+        request, images = self._of_parts("vary", [image], (), _seeds(seeds, count), size, stages)
+        return self._from_embeds(request, images, progress, callback_on_step_end)
+
+    def mix(
+        self,
+        parts: Sequence[Image | str],
+        weights: Sequence[float] | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        count: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        stages: Mapping[str, StageSettings] | None = None,
+        progress: bool | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+    ) -> Result:
+        """Pictures of what several pictures and texts show together, by the mean of their image embeddings.
+
+        parts: two or more; the prior draws the embeddings of texts. weights: one for each, together 1; None: equal.
+        All else, and what is raised: as in `vary`.
+        """
+        if weights is None:
+            weights = [1 / max(1, len(parts))] * len(parts)
+        request, images = self._of_parts("mix", parts, weights, _seeds(seeds, count), size, stages)
+        return self._from_embeds(request, images, progress, callback_on_step_end)
+
+    def interpolate(
+        self,
+        a: Image | str,
+        b: Image | str,
+        *,
+        frames: int = 9,
+        seed: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        stages: Mapping[str, StageSettings] | None = None,
+        progress: bool | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+    ) -> Result:
+        """Pictures on the way from one picture or text to another, in even steps, both ends included.
+
+        frames: 2 to 1000. Pictures are also turned into the noise that they are drawn from, so that the first and the
+        last frame are the given ones as the decoder sees them; texts share the seed's noise. Therefore the decoder
+        takes ddim and no guidance where `stages` does not say otherwise. All else, and what is raised: as in `vary`.
+        """
+        if isinstance(frames, bool) or not isinstance(frames, int) or not 2 <= frames <= MAX_WEIGHTS:
+            raise UsageError(f"frames is {frames!r}: give a whole number from 2 to {MAX_WEIGHTS:,}")
+        weights = [frame / (frames - 1) for frame in range(frames)]
+        request, images = self._of_parts("interpolate", [a, b], weights, _seed(seed), size, stages)
+        return self._from_embeds(request, images, progress, callback_on_step_end)
+
+    def diff_text(
+        self,
+        image: Image,
+        before: str,
+        after: str,
+        *,
+        amount: float = AMOUNT,
+        seed: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        stages: Mapping[str, StageSettings] | None = None,
+        progress: bool | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+    ) -> Result:
+        """A picture changed by what one text says of it and another says instead.
+
+        amount: how far its embedding is turned, from 0 (the same picture) to 1 (the change alone). The noise is the
+        picture's own, as in `interpolate`, and the decoder's settings are those; all else: as in `vary`.
+        """
+        parts: list[Image | str] = [image, before, after]
+        request, images = self._of_parts("diff-text", parts, [amount], _seed(seed), size, stages)
+        return self._from_embeds(request, images, progress, callback_on_step_end)
 
     def request(
         self,
@@ -208,8 +297,19 @@ class TextToImage:
             model_digest=self.digest,
         )
 
-    def run(self, request: Request) -> Result:
-        """Draw a request, as `request` made it or a generated picture's metadata holds it, with nobody looking on."""
+    def run(self, request: Request, images: Sequence[Image] = ()) -> Result:
+        """Draw a request, as `request` made it or a picture's metadata holds it, with nobody looking on.
+
+        images: those that it starts from, in the order of their names. Raises UsageError for others, and for an edited
+        or enlarged picture, which has a method of its own.
+        """
+        if request.verb in UNCLIP:
+            request, draw = self._embeds_drawn(request, [inputs.picture(image) for image in images])
+            return finish(draw([], Clock(self.device)))
+        if request.verb == "generate" and images:
+            raise UsageError(
+                "the request is of the verb 'generate', which starts from no picture: leave them out"
+            )
         return finish(self.stream(request))
 
     def stream(
@@ -250,12 +350,50 @@ class TextToImage:
             raise UsageError(f"the request is of the verb {asked.verb!r}: {_HOW[asked.verb]}")
         if extra := [name for name, value in given.items() if value is not None and value != ""]:
             raise UsageError(f"a request says everything itself: leave {extra[0]} out, or give prompts")
+        self._check_model(asked)
+        return replace(asked, stages=self.cascade.up_to(self._side(asked.size)).resolve(asked.stages))
+
+    def _check_model(self, asked: Request) -> None:
         if asked.model_digest not in ("", self.digest):
             raise UsageError(
                 f"the request was made for {asked.model} {asked.model_digest[:12]}, this is {self.name} "
                 f"{self.digest[:12]}: the same picture cannot come of it. Clear model_digest to draw it anyway"
             )
-        return replace(asked, stages=self.cascade.up_to(self._side(asked.size)).resolve(asked.stages))
+
+    def _of_parts(
+        self,
+        verb: Verb,
+        parts: Sequence[Image | str],
+        weights: Sequence[float],
+        seeds: tuple[int, ...],
+        size: int | tuple[int, int] | None,
+        stages: Mapping[str, StageSettings] | None,
+    ) -> tuple[Request, list[Image]]:
+        """A request for pictures of image embeddings, and the pictures that it starts from."""
+        side = self._side(size)
+        request, images = inputs.from_parts(
+            verb, parts, weights, seeds=seeds, size=(side, side), stages=stages or {}
+        )
+        return replace(request, model=self.name, model_digest=self.digest), images
+
+    def _embeds_drawn(self, asked: Request, images: Sequence[Image]) -> tuple[Request, Draw]:
+        """The complete request, and how to draw it. Raises UsageError for other pictures than it names."""
+        self._check_model(asked)
+        inputs.check_same(images, asked)
+        unclip = Unclip(self.cascade.up_to(self._side(asked.size)), self.name)
+        request = unclip.complete(asked)
+
+        def draw(done: list[Image], clock: Clock) -> Generator[Step, None, Result]:
+            yield from unclip.run(request, images, self.batch_size, done, clock)
+            return self._result(request, done, clock)
+
+        return request, draw
+
+    def _from_embeds(
+        self, asked: Request, images: Sequence[Image], progress: bool | None, on_step_end: OnStepEnd | None
+    ) -> Result:
+        request, draw = self._embeds_drawn(asked, images)
+        return self._followed(draw, request, progress, on_step_end)
 
     def _drawn_over(
         self, asked: Request, image: Image, mask: Image | None, strength: float | None
@@ -339,6 +477,11 @@ def _seeds(seeds: Sequence[int] | None, count: int | None) -> tuple[int, ...]:
         raise UsageError(f"count is {count}: draw at least one picture")
     first = secrets.randbelow(DRAWN_SEEDS)
     return tuple(range(first, first + (1 if count is None else count)))
+
+
+def _seed(seed: int | None) -> tuple[int, ...]:
+    """The one seed that is given, or a drawn one."""
+    return _seeds(None if seed is None else [seed], None)
 
 
 def _batches(pictures: Iterable[tuple[str, int]], size: int) -> list[list[tuple[str, int]]]:

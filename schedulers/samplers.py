@@ -1,4 +1,4 @@
-"""Samplers: from noise to pictures, one generator function each. They see only x0, times and a schedule.
+"""Samplers: from noise to pictures, one generator function each, and back. They see only x0, times and a schedule.
 
 `denoise(x_t, t, s)` says what the picture is, on the way from t to s; t and s are 0-dim float64 tensors on the CPU, in
 the schedule's own unit. x at the first time is sigma times standard normal noise. Between steps x and x0 are float32
@@ -50,6 +50,7 @@ class Step(NamedTuple):
 Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]
 Sampler = Callable[[Denoise, Tensor, Tensor, NoiseSchedule, Noise], Iterator[Step]]
 FixedVariance = Literal["small", "large"]
+INVERSION_ROUNDS = 5  # of `invert`; each leaves a third of the error or less, measured in tests/schedulers
 
 
 def euler(
@@ -139,6 +140,38 @@ def ddpm(
         else:
             x = steps.euler(x, x0, now, then)
         yield Step("", index, len(intervals), float(s), x, x0)
+
+
+def invert(denoise: Denoise, x: Tensor, times: Tensor, schedule: NoiseSchedule) -> Iterator[Step]:
+    """Back up the way of `euler`: to the x from which its steps along `times` come to the x that is given.
+
+    x: [B, ...] at the last of times. Its sigma is above 0: a step to 0 forgets the noise, so begin with alpha times a
+    picture at the time before. times: falling, as samplers take them. The steps go up: the last one holds the noise.
+    Raises ValueError for times that do not fall or end at 0.
+    Each step is guessed by DDIM inversion (Song et al. 2021, arXiv:2010.02502, section 4.3), then solved by iteration
+    (Pan et al. 2023, arXiv:2309.04907), which `_relaxation` keeps from overshooting.
+    """
+    intervals, x = _intervals(times), _working(x)
+    if schedule.sigma(intervals[-1][1]) == 0:
+        raise ValueError("a step to sigma 0 cannot be inverted: leave the last time out")
+    for index, (t, s) in enumerate(reversed(intervals), 1):
+        now, then, x_s = level(schedule, t), level(schedule, s), x
+        x = steps.euler(x_s, denoise(x_s, s, s).x0.to(x.dtype), then, now)
+        relaxation = _relaxation(now, then).to(x.dtype)
+        for _ in range(INVERSION_ROUNDS):
+            x0 = denoise(x, t, s).x0.to(x.dtype)
+            x = x - relaxation * (steps.euler(x, x0, now, then) - x_s)
+        yield Step("", index, len(intervals), float(t), x, x0)
+
+
+def _relaxation(now: Level, then: Level) -> Tensor:
+    """What part of its error an iterate of `invert` is corrected by.
+
+    x_s changes with x_t by sigma_s / sigma_t where x0 stays, by alpha_s / alpha_t where x0 follows x_t: the harmonic
+    middle serves both ends alike. In pure noise there is nothing to follow.
+    """
+    kept, followed = then.sigma / now.sigma, then.alpha / now.alpha
+    return 1 / kept if now.alpha == 0 else 2 / (kept + followed)
 
 
 # Keyed by types.SAMPLERS, in their order.

@@ -93,6 +93,14 @@ def ddpm(x_t: Tensor, x0: Tensor, noise: Tensor, now: Level, then: Level, *, var
     return kept * x_t + (then.alpha - now.alpha * kept) * x0 + std * noise
 
 
+def noised(x_s: Tensor, noise: Tensor, then: Level, now: Level) -> Tensor:
+    """The way back: x_t drawn from x_s, by the noise that the step from `now` to `then` took away.
+
+    Source: Lugmayr et al. 2022 (RePaint), arXiv:2201.09865, algorithm 1, line 10.
+    """
+    return now.alpha / then.alpha * x_s + large_variance(now, then).sqrt() * noise
+
+
 def small_variance(now: Level, then: Level) -> Tensor:
     """The posterior's own variance, right for pictures known exactly. 0-dim. DDPM, section 3.2 (beta tilde)."""
     return (then.sigma / now.sigma) ** 2 * large_variance(now, then)

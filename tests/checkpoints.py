@@ -66,7 +66,7 @@ def awake(build: Callable[[], Any], seed: int = 0) -> Any:
     return network
 
 
-def write_tiny(folder: Path, **changes: Callable[[], Any]) -> Path:
+def write_tiny(folder: Path, image_embed: str = "prior", **changes: Callable[[], Any]) -> Path:
     """A whole storybook checkpoint at 16, 64 and 256 px. changes: other networks for its components."""
     write_bert(folder)
     parts = {
@@ -78,7 +78,7 @@ def write_tiny(folder: Path, **changes: Callable[[], Any]) -> Path:
     }
     for seed, (name, build) in enumerate(parts.items()):
         awake(build, seed).save_pretrained(folder / name)
-    options = {"text_layer": 1, "decoder_sees_image_embed": True}
+    options = {"text_layer": 1, "image_embed": image_embed}
     (folder / "README.md").write_text("# A tiny model for tests\n", "utf-8")
     write_checkpoint(folder, name="tiny", family="storybook", options=options, words=frozenset(WORDS))
     return folder

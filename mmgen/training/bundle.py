@@ -18,13 +18,14 @@ def bundle(
     text: Path,
     networks: Mapping[str, Path],
     *,
-    decoder_sees_image_embed: bool,
+    image_embed: str,
     card: Path | None = None,
 ) -> None:
     """Write the storybook checkpoint to `out`, replacing what is there.
 
     text: folder with text_encoder/ and tokenizer/. networks: component name -> the folder a training run wrote.
-    card: the model card. Raises UsageError if a component is missing.
+    image_embed: what the decoder knows of them, one of `families.IMAGE_EMBED`. card: the model card.
+    Raises UsageError if a component is missing.
     """
     needed = set(FAMILIES["storybook"].components) - {"text_encoder"}
     if missing := sorted(needed - set(networks)):
@@ -39,7 +40,7 @@ def bundle(
         shutil.copytree(folder, fresh / name)
     if card is not None:
         shutil.copyfile(card, fresh / "README.md")
-    options = {"text_layer": TEXT_LAYER, "decoder_sees_image_embed": decoder_sees_image_embed}
+    options = {"text_layer": TEXT_LAYER, "image_embed": image_embed}
     write_checkpoint(fresh, name="storybook", family="storybook", options=options, words=words())
     before = out.with_name(out.name + "-old")
     shutil.rmtree(before, ignore_errors=True)

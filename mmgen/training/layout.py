@@ -76,7 +76,8 @@ class TextLayoutHead(nn.Module):
         picture, kind = where[:, 1:].any(2).nonzero(as_tuple=True)
         cells = where[picture, kind + 1]
         scores, *told = self.read(self._ask(tokens, mask, picture, kind + 1)).float().split(self.sizes, dim=1)
-        loss = F.binary_cross_entropy_with_logits(scores, cells, reduction="none").mean(1)
+        # a mean over cells would hear little of where things stand beside their colour
+        loss = F.binary_cross_entropy_with_logits(scores, cells, reduction="none").sum(1) / TEXT_CELLS
         for score, values in zip(told, properties, strict=True):
             truth = (values[picture] * cells.long()).amax(1)
             loss = loss + F.cross_entropy(score, truth, reduction="none")

@@ -41,6 +41,12 @@ requests = st.builds(
     stages=st.dictionaries(st.text(max_size=8), stage_settings, max_size=3),
     model=st.text(max_size=5),
 )
+DIGEST = "0" * 64
+MIX = Request(("", "a cat"), (1, 2), (8, 8), verb="mix", inputs={"image": DIGEST}, weights=(0.25, 0.75))
+WAY = Request(("a cat", "a dog"), (1, 2), (8, 8), verb="interpolate", weights=(0, 0.5, 1))
+DIFF = Request(
+    ("a cat", "a red cat"), (1,), (8, 8), verb="diff-text", inputs={"image": DIGEST}, weights=(0.4,)
+)
 nonsense = st.recursive(
     st.none()
     | st.booleans()
@@ -231,6 +237,60 @@ def test_pictures_are_prompt_major_and_each_has_its_own_request():
     request = Request(("a", "b"), (1, 2), (8, 8))
     assert list(request.pictures()) == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
     assert request.single("b", 1) == Request(("b",), (1,), (8, 8))
+
+
+def test_parts_make_a_picture_together():
+    assert list(MIX.pictures()) == [("a cat", 1), ("a cat", 2)]
+    assert [single.seeds for single in MIX.singles()] == [(1,), (2,)]
+    assert [(single.seeds, single.weights) for single in WAY.singles()] == [
+        ((seed,), (weight,)) for seed in (1, 2) for weight in (0.0, 0.5, 1.0)
+    ]
+    assert next(iter(WAY.pictures())) == ("a cat -> a dog", 1)
+    assert list(DIFF.pictures()) == [("a cat -> a red cat", 1)]
+    for request in (MIX, WAY, DIFF):
+        assert Request.from_json(request.to_json()) == request
+        assert pickle.loads(pickle.dumps(request)) == request  # noqa: S301  # our own bytes
+        assert all(list(single.singles()) == [single] for single in request.singles())
+
+
+def test_a_request_of_one_prompt_each_is_told_apart_by_prompt_and_seed():
+    request = Request(("a", "b"), (1, 2), (8, 8))
+    assert list(request.singles()) == [request.single(*picture) for picture in request.pictures()]
+
+
+@pytest.mark.parametrize(
+    ("request_", "values", "says"),
+    [
+        (MIX, {"weights": (0.5, 0.6)}, "the weights 0.5, 0.6 sum to 1.1: they must sum to 1"),
+        (MIX, {"weights": (1.0,)}, "1 weights for 2 parts"),
+        (MIX, {"weights": ()}, "was given 0 weights"),
+        (MIX, {"weights": [0.25, 0.75]}, "'weights' is .*: give a tuple"),
+        (MIX, {"weights": ("a", "b")}, "a weight is 'a': give a number"),
+        (MIX, {"weights": (math.nan, 1.0)}, "a weight is nan"),
+        (MIX, {"prompts": ("a cat",), "inputs": {}, "weights": (1.0,)}, "and 1 is given: give two or more"),
+        (MIX, {"prompts": ("", "")}, "mix starts from image and image-2, not from image"),
+        (MIX, {"prompts": ("a cat", " ")}, "mix starts from no picture, not from image"),
+        (
+            MIX,
+            {
+                "prompts": (" ", ""),
+            },
+            "the prompt is empty",
+        ),
+        (MIX, {"negative_prompt": "a dog"}, "mix takes no negative prompt: leave it out"),
+        (WAY, {"prompts": ("a", "b", "c")}, "from one picture or text to another: give two, not 3"),
+        (WAY, {"weights": (0.5, 1.5)}, "a weight is 1.5"),
+        (WAY, {"weights": (0.5,) * 1001}, "was given 1001 weights"),
+        (DIFF, {"prompts": ("a cat",)}, "diff-text goes from one text to another: give two, not 1"),
+        (DIFF, {"prompts": ("a cat", "")}, "the prompt is empty"),
+        (DIFF, {"inputs": {}}, "diff-text starts from image, not from none"),
+        (DIFF, {"verb": "vary", "weights": ()}, "vary takes no prompt"),
+        (DIFF, {"verb": "edit", "strength": 0.5}, "weights 0.4 are given: edit takes none"),
+    ],
+)
+def test_parts_and_weights_that_cannot_be_meant(request_, values, says):
+    with pytest.raises(UsageError, match=says):
+        dataclasses.replace(request_, **values)
 
 
 def test_a_request_cannot_be_changed():

@@ -414,8 +414,9 @@ def test_a_manifest_that_leaves_the_folder(tiny_copy: Path, path: str) -> None:
         ("text_encoder", ["transformers", "GPT2Model"], "component 'text_encoder'"),
         ("text_layer", "first", "text_layer"),
         ("text_layer", 7, "text_layer"),
-        ("decoder_sees_image_embed", "yes", "decoder_sees_image_embed"),
-        ("decoder_sees_image_embed", None, "decoder_sees_image_embed"),
+        ("image_embed", "yes", "image_embed is 'yes' in the index: it must be one of prior, given, none"),
+        ("image_embed", None, "image_embed is None"),
+        ("image_embed", ["prior"], "image_embed is"),
     ],
 )
 def test_an_index_that_is_wrong(tiny_copy: Path, field: str, value: object, says: str) -> None:

@@ -102,7 +102,7 @@ def test_a_stage_adds_its_own_field_and_keeps_the_others(pipe: TextToImage, told
 
 
 def test_the_prior_keeps_the_candidate_that_fits_the_text_better(pipe: TextToImage, told: Draft) -> None:
-    prior = stage(pipe, "prior")
+    prior, told = stage(pipe, "prior"), replace(told, image_embed=None)
     steps = list(start(prior, told, [1, 2], steps=2))
     ends = [torch.nn.functional.normalize(step.x, dim=1) for step in steps if step.index % 2 == 0]
     best = finish(start(prior, told, [1, 2], steps=2)).image_embed
@@ -112,6 +112,26 @@ def test_the_prior_keeps_the_candidate_that_fits_the_text_better(pipe: TextToIma
     fits = torch.stack([(end * text).sum(1) for end in ends])
     assert (fits[0] != fits[1]).all()
     torch.testing.assert_close((best * text).sum(1), fits.max(0).values)
+
+
+def test_an_embedding_that_is_given_goes_past_the_prior(pipe: TextToImage, told: Draft) -> None:
+    assert finish(start(stage(pipe, "prior"), told, [3, 4])) is told
+
+
+def test_an_empty_prompt_says_nothing(pipe: TextToImage, told: Draft) -> None:
+    decoder = stage(pipe, "decoder")
+
+    def drawn(draft: Draft) -> torch.Tensor:
+        image = finish(start(decoder, draft, [1, 1], steps=2, guidance_scale=1.0)).image
+        assert image is not None
+        return image
+
+    assert told.image_embed is not None
+    alike = replace(told, negative=None, image_embed=told.image_embed[:1].expand(2, -1))
+    first, second = drawn(replace(alike, prompts=("", "")))
+    torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
+    first, second = drawn(alike)
+    assert not torch.allclose(first, second, atol=1e-2)
 
 
 def test_guidance_one_is_the_conditional_branch_exactly(pipe: TextToImage, told: Draft) -> None:
@@ -225,6 +245,8 @@ def test_super_resolution_thresholds_the_whole_picture(pipe: TextToImage) -> Non
 def test_a_stage_has_no_second_default(pipe: TextToImage, told: Draft, name: str, missing: str) -> None:
     one = stage(pipe, name)
     draft = replace(told, image=torch.zeros(2, 3, 16, 16))
+    if name == "prior":
+        draft = replace(draft, image_embed=None)
     with pytest.raises(UsageError, match=f"stage '{name}' was given no {missing}: complete"):
         finish(one.run(draft, replace(one.defaults, **{missing: None}), Noise([1, 2], name)))
 
@@ -256,6 +278,8 @@ def test_every_setting_that_a_stage_takes_changes_its_picture(pipe: TextToImage,
 
     for name in ("prior", "decoder", "super-res-64"):
         one = stage(pipe, name)
+        # the prior lets an embedding pass that is there already
+        draft = replace(draft, image_embed=None if name == "prior" else told.image_embed)
         for setting in one.takes:
             only = {"sampler": "ddim"} if setting == "eta" else {}  # no other sampler takes it
             plain, other = drawn(one, **only), drawn(one, **only, **{setting: EVERY[setting]})

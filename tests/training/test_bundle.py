@@ -34,9 +34,9 @@ def parts(folder: Path) -> dict[str, Path]:
 def test_parts_become_a_model_that_draws_and_replace_the_one_before(tmp_path: Path) -> None:
     text = write_bert(tmp_path / "text", num_hidden_layers=3)
     networks, out = parts(tmp_path), tmp_path / "model"
-    bundle(out, text, networks, decoder_sees_image_embed=True)
+    bundle(out, text, networks, image_embed="prior")
     (out / "of the one before").touch()
-    bundle(out, text, networks, decoder_sees_image_embed=False)
+    bundle(out, text, networks, image_embed="none")
     pipe = mmgen.load(out)
     assert [stage.name for stage in pipe.cascade.stages] == [
         "text",
@@ -54,7 +54,7 @@ def test_a_part_that_is_missing_is_named_and_nothing_is_lost(tmp_path: Path) -> 
     (out / "kept").touch()
     del networks["prior"]
     with pytest.raises(UsageError, match="no prior to bundle"):
-        bundle(out, tmp_path / "text", networks, decoder_sees_image_embed=True)
+        bundle(out, tmp_path / "text", networks, image_embed="prior")
     assert (out / "kept").exists()
 
 

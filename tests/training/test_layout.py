@@ -94,7 +94,7 @@ def test_words_are_asked_for_every_kind_that_is_there() -> None:
     made = silent((4, 3))
     loss = made(torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool), layout)
     # the first picture shows one kind, the second none, the third two; half of the cells and a third colour are guessed
-    assert loss.tolist() == pytest.approx(3 * [math.log(2) + math.log(3)])
+    assert loss.tolist() == pytest.approx(3 * [8 * math.log(2) + math.log(3)])
     assert made(torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool), 0 * layout).shape == (0,)
     with torch.no_grad():
         made.read.bias[:64] = torch.where(torch.arange(64) < 32, 20.0, -20.0)  # the upper half
