@@ -88,7 +88,7 @@ def complete(stage: Stage, settings: StageSettings) -> StageSettings:
     settings = settings.with_defaults(stage.defaults)
     if settings.sampler is not None:
         try:
-            sampler(settings.sampler, eta=settings.eta)
+            sampler(settings.sampler, eta=settings.eta, resample=settings.resample)
         except UsageError as error:
             raise UsageError(f"stage {stage.name!r}: {error}") from None
     return settings

@@ -15,7 +15,7 @@ from mmgen.pipelines.denoiser import make_denoiser
 from mmgen.pipelines.prior_stage import PriorStage
 from mmgen.pipelines.sampling import diffuse, guided_pair, resolved
 from mmgen.pipelines.stage import Draft
-from mmgen.schedulers.samplers import Step, invert
+from mmgen.schedulers.samplers import Sampler, Step, invert
 from mmgen.schedulers.schedules import FlowSchedule
 from mmgen.types import StageSettings
 
@@ -26,14 +26,14 @@ class DecoderStage:
     """A guided diffusion decoder in pixel space. A prompt that is "" says nothing: the network sees its null.
 
     uses_image_embed: whether it cannot draw without an image embedding. prior: what makes those that it is given
-    besides; None: there are none.
+    besides; None: there are none. by: its sampler, where that has no name; settings then choose none.
     """
 
     name = "decoder"
     gives = frozenset({"image"})
     takes = frozenset({
         "steps", "sampler", "eta", "guidance_scale", "guidance_interval", "guidance_rescale", "guidance_parallel",
-        "guidance_limit", "threshold", "threshold_cap",
+        "guidance_limit", "threshold", "threshold_cap", "resample",
     })  # fmt: skip
 
     def __init__(
@@ -43,8 +43,12 @@ class DecoderStage:
         *,
         uses_image_embed: bool,
         prior: PriorStage | None = None,
+        by: Sampler | None = None,
     ) -> None:
-        self.network, self.defaults, self.prior = network, defaults, prior
+        self.network, self.defaults, self.prior, self._by = network, defaults, prior, by
+        if by is not None:
+            self.takes = self.takes - {"sampler", "eta", "resample"}
+            self.defaults = replace(defaults, sampler=None, eta=None, resample=None)
         self.uses_image_embed = uses_image_embed
         self.needs = frozenset({"text", "image_embed"} if uses_image_embed else {"text"})
         self.size: int | None = network.config.sample_size
@@ -59,7 +63,7 @@ class DecoderStage:
         if draft.known is not None:
             known = draft.known.at(size)
             denoise, begin = known.keeping(denoise), (known.image.to(x), known.strength)
-        for step in diffuse(denoise, x, settings, noise, stage=self.name, begin=begin):
+        for step in diffuse(denoise, x, settings, noise, stage=self.name, begin=begin, by=self._by):
             yield step
         return replace(draft, image=step.x.clamp(-1, 1))
 

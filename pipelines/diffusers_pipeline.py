@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,17 @@ from mmgen.models.efficient_unet import EfficientUNet
 from mmgen.models.prior import DiffusionPrior
 from mmgen.models.text import TextEncoder
 from mmgen.models.unet import UNet
-from mmgen.noise import Noise
 from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.catalogue import find, fitting_side, read_index
 from mmgen.pipelines.checkpoint import check_folder, read_json, write_manifest
 from mmgen.pipelines.clock import Clock
-from mmgen.pipelines.denoiser import make_denoiser
+from mmgen.pipelines.decoder_stage import DecoderStage
 from mmgen.pipelines.families import FAMILIES
-from mmgen.pipelines.loading import VOCABULARY, _component, _words, write_checkpoint
+from mmgen.pipelines.loading import VOCABULARY, read_component, read_words, write_checkpoint
 from mmgen.pipelines.notebook import View, drain, step_end
-from mmgen.pipelines.sampling import guided_pair, resolved
 from mmgen.pipelines.stage import Draft
 from mmgen.schedulers.interop import MmgenScheduler, adapted
-from mmgen.schedulers.samplers import Sampler, Step
-from mmgen.schedulers.schedules import FlowSchedule
+from mmgen.schedulers.samplers import Step
 from mmgen.types import MAX_SEED, StageSettings, check_prompt
 
 OnStepEnd = Callable[["MmgenPipeline", int, float, dict[str, Any]], Mapping[str, Any] | None]
@@ -100,7 +96,8 @@ class MmgenPipeline(DiffusionPipeline):
         check_folder(folder)
         index, family = read_index(folder)
         parts = {
-            name: _component(folder, name, index, torch.device("cpu"), dtype) for name in family.components
+            name: read_component(folder, name, index, torch.device("cpu"), dtype)
+            for name in family.components
         }
         encoder = parts.pop("text_encoder")
         said = {k: v for k, v in index.items() if not k.startswith("_") and k not in family.components}
@@ -110,7 +107,7 @@ class MmgenPipeline(DiffusionPipeline):
             **parts,
             scheduler=_read_scheduler(folder / SCHEDULER) if scheduler is None else scheduler,
             index=said,
-            words=_words(folder),
+            words=read_words(folder),
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
@@ -203,8 +200,17 @@ class MmgenPipeline(DiffusionPipeline):
             raise ModelError(f"the components do not fit: {error}") from None
         if self.scheduler is None or isinstance(self.scheduler, MmgenScheduler):
             return Cascade(stages)
-        by = adapted(self.scheduler)
-        return Cascade([ScheduledDecoder(s, by) if s.name == "decoder" else s for s in stages])
+        return Cascade([self._scheduled(s) if isinstance(s, DecoderStage) else s for s in stages])
+
+    def _scheduled(self, stage: DecoderStage) -> DecoderStage:
+        """The same stage, which the scheduler takes from noise to picture."""
+        return DecoderStage(
+            stage.network,
+            stage.defaults,
+            uses_image_embed=stage.uses_image_embed,
+            prior=stage.prior,
+            by=adapted(self.scheduler),
+        )
 
     def _bars(self) -> View:
         """A bar for each stage, as `set_progress_bar_config` says."""
@@ -233,33 +239,6 @@ class MmgenPipeline(DiffusionPipeline):
             return asked(self, index, t, {name: given[name] for name in names})
 
         return [step_end(self, called)]
-
-
-class ScheduledDecoder:
-    """A decoder stage that a scheduler of diffusers takes from noise to picture, where that stage names a sampler."""
-
-    def __init__(self, stage: Any, by: Sampler) -> None:
-        self.name, self.needs, self.gives, self.size = stage.name, stage.needs, stage.gives, stage.size
-        self.takes = stage.takes - {"sampler", "eta"}
-        self.defaults = replace(stage.defaults, sampler=None, eta=None)
-        self.network, self._by = stage.network, by
-
-    def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
-        if draft.text is None:
-            raise ValueError("the decoder needs text")
-        cond, null = guided_pair(draft.text, draft.negative)
-        if "image_embed" in self.needs and draft.image_embed is not None:
-            embed = draft.image_embed.to(self.network.dtype)
-            kept = torch.zeros(len(embed), dtype=torch.bool, device=embed.device)
-            cond = replace(cond, image_embed=embed, drop_image=kept)
-            null = replace(null, image_embed=embed, drop_image=~kept)
-        denoise = make_denoiser(self.network, cond, null, settings, stage=self.name)
-        schedule, size = FlowSchedule(), self.network.config.sample_size
-        times = schedule.times(resolved(settings.steps, "steps", self.name))
-        x = noise.draw((3, size, size)).to(self.network.device)
-        for step in self._by(denoise, x, times, schedule, noise):
-            yield step._replace(stage=self.name)
-        return replace(draft, image=step.x.clamp(-1, 1))
 
 
 def _shares(image: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def load(
     folder = find(name_or_folder)
     files = check_folder(folder)
     index, family = read_index(folder)
-    parts = {name: _component(folder, name, index, on, number) for name in family.components}
+    parts = {name: read_component(folder, name, index, on, number) for name in family.components}
     try:
         stages = family.join(parts, index)
     except ValueError as error:
@@ -54,7 +54,7 @@ def load(
         name=str(index.get("name", folder.name)),
         digest=digest(files),
         device=on,
-        words=_words(folder),
+        words=read_words(folder),
         batch_size=GPU_BATCH if on.type == "cuda" else 1,
         save=lambda out: _copy(folder, files, out),
     )
@@ -82,9 +82,10 @@ def write_checkpoint(
     write_manifest(folder)
 
 
-def _component(
+def read_component(
     folder: Path, name: str, index: Mapping[str, Any], device: torch.device, dtype: torch.dtype
 ) -> Any:
+    """One component of a checkpoint as its index names it, ready to draw. Raises ModelError if it is not sound."""
     module, kind = index[name]
     if module == "transformers":
         layer = index.get("text_layer", -1)
@@ -143,7 +144,8 @@ def _check_finite(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
             raise ModelError(f"{name}: the weights {key} hold NaN or infinity; they can draw nothing")
 
 
-def _words(folder: Path) -> frozenset[str] | None:
+def read_words(folder: Path) -> frozenset[str] | None:
+    """All that the model of a checkpoint knows, None if that is not said. Raises ModelError if it cannot be read."""
     path = folder / VOCABULARY
     if not path.is_file():
         return None

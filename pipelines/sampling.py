@@ -12,12 +12,10 @@ from mmgen.conditioning import Conditioning, given
 from mmgen.errors import UsageError
 from mmgen.noise import Noise
 from mmgen.schedulers.samplers import Denoise, Sampler, Step, sampler
-from mmgen.schedulers.schedules import FlowSchedule, NoiseSchedule
-from mmgen.schedulers.steps import level, noised
+from mmgen.schedulers.schedules import FlowSchedule
 from mmgen.types import StageSettings
 
 T = TypeVar("T")
-ONE_STEP = ("ddpm", "ddim", "euler", "heun")  # samplers whose steps stand alone
 
 
 def resolved(value: T | None, name: str, stage: str) -> T:
@@ -38,59 +36,26 @@ def diffuse(
     *,
     stage: str,
     begin: tuple[Tensor, float] | None = None,
+    by: Sampler | None = None,
 ) -> Iterator[Step]:
     """From noise x down the flow path, by the sampler and in the steps that the settings say; at least one step.
 
     x: [B, ...], standard normal. stage: the name that the steps carry. begin: (x0, t), as x and in (0, 1]: what to
-    begin from instead of noise alone, and how noisy; only the steps from t on are taken.
-    Raises UsageError without steps or sampler.
+    begin from instead of noise alone, and how noisy; only the steps from t on are taken. by: a sampler that has no
+    name. Raises UsageError without steps or sampler.
     """
     steps = resolved(settings.steps, "steps", stage)
-    run = sampler(resolved(settings.sampler, "sampler", stage), eta=settings.eta)
+    run = by or sampler(
+        resolved(settings.sampler, "sampler", stage), eta=settings.eta, resample=settings.resample
+    )
     schedule = FlowSchedule()
     times = schedule.times(steps)
     if begin is not None:
         x0, t = begin
         times = torch.cat([times.new_tensor([t]), times[times < t]])
         x = (schedule.alpha(times[0]) * x0 + schedule.sigma(times[0]) * x).to(x.dtype)
-    again = settings.resample or 1
-    if again > 1:
-        _check_resampling(settings, stage)
-        run = resampled(run, again)
     for step in run(denoise, x, times, schedule, noise):
         yield step._replace(stage=stage)
-
-
-def _check_resampling(settings: StageSettings, stage: str) -> None:
-    if settings.sampler not in ONE_STEP:
-        raise UsageError(
-            f"stage {stage!r}: {settings.sampler} looks back at earlier steps and cannot take one again: "
-            f"for resample choose one of {', '.join(ONE_STEP)}"
-        )
-
-
-def resampled(run: Sampler, count: int) -> Sampler:
-    """Every step taken `count` times, noised again in between: what is drawn has time to fit what stays.
-
-    run: a sampler whose steps do not depend on those before. Source: Lugmayr et al. 2022 (RePaint), arXiv:2201.09865,
-    section 4.2, with a jump length of one step.
-    """
-
-    def again(
-        denoise: Denoise, x: Tensor, times: Tensor, schedule: NoiseSchedule, noise: Noise
-    ) -> Iterator[Step]:
-        total = len(times) - 1
-        for index in range(total):
-            interval = times[index : index + 2]
-            now, then = (level(schedule, t) for t in interval)
-            for left in reversed(range(count)):
-                (step,) = run(denoise, x, interval, schedule, noise)
-                x = step.x
-                if left:
-                    x = noised(x, noise.draw(x.shape[1:], like=x), then, now)
-            yield step._replace(index=index + 1, total=total)
-
-    return again
 
 
 def guided_pair(text: Conditioning, negative: Conditioning | None) -> tuple[Conditioning, Conditioning]:

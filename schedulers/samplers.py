@@ -184,12 +184,25 @@ SAMPLERS: Mapping[str, Sampler] = {
 }
 
 
-def sampler(name: str, *, eta: float | None = None, variance: FixedVariance = "small") -> Sampler:
+# whose steps stand alone: the others look back at earlier ones, and cannot take one again
+ONE_STEP = ("ddpm", "ddim", "euler", "heun")
+
+
+def sampler(
+    name: str, *, eta: float | None = None, variance: FixedVariance = "small", resample: int | None = None
+) -> Sampler:
     """The sampler of that name; one that ends in Scheduler is a class of diffusers (`interop.foreign_sampler`).
 
-    eta: for "ddim", 0 (also None) deterministic to 1 ancestral. variance: for "ddpm", see there.
-    Raises UsageError for an unknown name, and for an eta that the named sampler would ignore.
+    eta: for "ddim", 0 (also None) deterministic to 1 ancestral. variance: for "ddpm", see there. resample: how often
+    each step is taken (`resampled`), None once. Raises UsageError for an unknown name, for an eta that the named
+    sampler would ignore, and to take steps again for one that is not of ONE_STEP.
     """
+    if resample is not None and resample > 1:
+        if name not in ONE_STEP:
+            raise UsageError(
+                f"sampler {name!r} cannot take a step again: for resample choose one of {', '.join(ONE_STEP)}"
+            )
+        return resampled(sampler(name, eta=eta, variance=variance), resample)
     foreign = name.endswith("Scheduler")
     if name not in SAMPLERS and not foreign:
         known = ", ".join(SAMPLERS)
@@ -203,6 +216,29 @@ def sampler(name: str, *, eta: float | None = None, variance: FixedVariance = "s
     if eta:
         return partial(ddim, eta=eta)
     return partial(ddpm, variance=variance) if name == "ddpm" else SAMPLERS[name]
+
+
+def resampled(once: Sampler, count: int) -> Sampler:
+    """Every step taken `count` times, noised again in between: what is drawn has time to fit what stays.
+
+    once: a sampler whose steps do not depend on those before. Source: Lugmayr et al. 2022 (RePaint), arXiv:2201.09865,
+    section 4.2, with a jump length of one step.
+    """
+
+    def run(
+        denoise: Denoise, x: Tensor, times: Tensor, schedule: NoiseSchedule, noise: Noise
+    ) -> Iterator[Step]:
+        intervals = _intervals(times)
+        for index, (t, s) in enumerate(intervals, 1):
+            for left in reversed(range(count)):
+                (step,) = once(denoise, x, torch.stack([t, s]), schedule, noise)
+                x = step.x
+                if left:
+                    drawn = noise.draw(x.shape[1:], like=x)
+                    x = steps.noised(x, drawn, level(schedule, s), level(schedule, t))
+            yield step._replace(index=index, total=len(intervals))
+
+    return run
 
 
 def _intervals(times: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -401,7 +401,7 @@ def test_every_setting_of_a_stage_can_be_written() -> None:
         "steps": ("4", 4), "sampler": ("heun", "heun"), "eta": ("0.5", 0.5), "guidance_scale": ("2", 2.0),
         "guidance_interval": ("0.2,0.8", (0.2, 0.8)), "guidance_rescale": ("0.7", 0.7),
         "guidance_parallel": ("0.4", 0.4), "guidance_limit": ("0.3", 0.3), "threshold": ("0.99", 0.99),
-        "threshold_cap": ("1.5", 1.5), "noise_level": ("0.1", 0.1),
+        "threshold_cap": ("1.5", 1.5), "noise_level": ("0.1", 0.1), "resample": ("3", 3),
     }  # fmt: skip
     assert set(written) == set(STAGE_NAMES)
     parsed = parse_settings([f"prior.{name}={text}" for name, (text, _) in written.items()])

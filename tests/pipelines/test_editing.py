@@ -82,6 +82,29 @@ def test_what_stays_is_as_noisy_as_the_rest(sampler: Any) -> None:
         torch.testing.assert_close(x_t[..., :2], expected[..., :2], atol=1e-5, rtol=1e-5)
 
 
+def test_steps_taken_again_fit_what_is_drawn_to_what_stays() -> None:
+    """Two pixels that go together, exactly known: beside a known 1 the other one's mean is their correlation."""
+    correlation = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
+    keep = Known(torch.ones(1, 1, 1, 2), torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2))
+
+    def exact(x_t: Tensor, t: Tensor, _s: Tensor) -> Prediction:
+        alpha, sigma = 1 - float(t), float(t)
+        gain = alpha * correlation @ torch.linalg.inv(alpha**2 * correlation + sigma**2 * torch.eye(2))
+        return Prediction(x_t @ gain, None)
+
+    def mean(resample: int) -> float:
+        seeds = range(200)
+        settings = StageSettings(steps=12, sampler="ddpm", resample=resample)
+        begin = Noise(seeds).draw((1, 1, 2))
+        *_, last = diffuse(keep.keeping(exact), begin, settings, Noise(seeds, "more"), stage="s")
+        assert torch.equal(last.x[..., 0], torch.ones(200, 1, 1))
+        return float(last.x[..., 1].mean())
+
+    once, often = mean(1), mean(10)
+    assert once < 0.75
+    assert once + 0.1 < often < 1.0
+
+
 def test_a_run_begins_at_its_strength() -> None:
     known, times = picture(4), []
     eps = Noise([1, 2]).draw((3, 4, 4))

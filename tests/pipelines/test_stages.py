@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 EVERY: dict[str, Any] = {  # no default of any stage
     "steps": 2, "sampler": "heun", "eta": 0.5, "guidance_scale": 3.0, "guidance_interval": (0.2, 0.8),
     "guidance_rescale": 0.5, "guidance_parallel": 0.4, "guidance_limit": 0.3,
-    "threshold": 0.9, "threshold_cap": 1.0, "noise_level": 0.1,
+    "threshold": 0.9, "threshold_cap": 1.0, "noise_level": 0.1, "resample": 3,
 }  # fmt: skip
 HALF = torch.tensor(0.5, dtype=torch.float64)
 

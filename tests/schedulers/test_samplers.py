@@ -13,7 +13,7 @@ from mmgen.errors import UsageError
 from mmgen.noise import Noise
 from mmgen.schedulers import steps
 from mmgen.schedulers.prediction import Prediction
-from mmgen.schedulers.samplers import SAMPLERS, Sampler, Step, sampler
+from mmgen.schedulers.samplers import ONE_STEP, SAMPLERS, Sampler, Step, sampler
 from mmgen.schedulers.schedules import (
     CosineSchedule,
     DiscreteSchedule,
@@ -203,3 +203,36 @@ def test_the_noise_left_is_the_levels_own(t, s, eta):
     assert float(full) == pytest.approx(
         float(steps.ddim(now.sigma * one, one, one, now, then, eta=1.0)), abs=1e-6
     )
+
+
+@every_schedule
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_a_step_taken_again_is_as_noisy_as_it_was(name: str, schedule: NoiseSchedule) -> None:
+    """Where the picture is known to be 0.3, what else there is in x is sigma times standard normal noise."""
+    times, count, asked = schedule.times(6), 3, []
+
+    def known(x_t: Tensor, t: Tensor, _s: Tensor) -> Prediction:
+        asked.append(float(t))
+        return Prediction(torch.full_like(x_t, 0.3), None)
+
+    begin = Noise(range(40)).draw((64,)) * schedule.sigma(times[0])
+    found = list(sampler(name, resample=count)(known, begin, times, schedule, Noise(range(40), "again")))
+    assert [step.index for step in found] == [1, 2, 3, 4, 5, 6]
+    assert {step.total for step in found} == {6}
+    assert [step.t for step in found] == pytest.approx(times[1:].tolist())
+    if name != "heun":  # which asks in between
+        assert asked == [float(t) for t in times[:-1] for _ in range(count)]
+    for step in found:
+        t = torch.tensor(step.t, dtype=torch.float64)
+        spread = float((step.x - 0.3 * schedule.alpha(t)).std())
+        assert spread == pytest.approx(float(schedule.sigma(t)), rel=0.08, abs=1e-3)
+
+
+def test_once_is_the_sampler_itself_and_who_looks_back_cannot_step_again() -> None:
+    assert sampler("ddpm", resample=1).func is sampler("ddpm").func  # type: ignore[attr-defined]
+    assert sampler("euler", resample=None) is SAMPLERS["euler"]
+    for name in ("dpmpp-2m", "EulerDiscreteScheduler"):
+        with pytest.raises(
+            UsageError, match=f"sampler '{name}' cannot take a step again: .* ddpm, ddim, euler"
+        ):
+            sampler(name, resample=2)
