@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mmgen.evaluation.judge import Judge
 
 SMALL_UNTIL = 0.33  # of the budget: until here half-size pictures, a quarter of the cost
-TEXTS = 3  # captions without a picture for each one with: cheap, and who stands where is learned from them
+TEXTS = 1  # captions without a picture for each one with: cheap, and who stands where is learned from them
 DROP_BOTH, DROP_IMAGE, DROP_TEXT = 0.1, 0.4, 0.1
 MAX_NOISE_LEVEL = 0.4
 MAX_LOG_SCALE = 4.6  # a factor of 100, as in CLIP

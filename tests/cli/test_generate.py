@@ -336,11 +336,14 @@ def test_signals(
     monkeypatch.setattr(main_module, "_silence_libraries", lambda: None)
     monkeypatch.setattr(sys, "argv", ["mmgen", "generate", "a fox", "--seed", "1"])
     before = signal.getsignal(signal.SIGTERM)
+    # a process that was begun in the background ignores Ctrl-C
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as caught:
             main_module.run()
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
     assert caught.value.code == code
     assert capsys.readouterr().err.count("\n") == 2
 
