@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmgen.conditioning import Conditioning
+from mmgen.conditioning import Conditioning, given
 from mmgen.models.conditioned_unet import ConditionedUNet
 from mmgen.models.dual_encoder import DualEncoder
 from mmgen.models.prior import DiffusionPrior
@@ -68,7 +68,8 @@ class DecoderRecipe:
 
     def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         x0 = drawn.tensor(generator.device)
-        cond = self._condition(x0, drawn.captions[: order.count], generator)
+        words = self.text.encode(drawn.captions)
+        cond = self._condition(x0, words, generator)
         # large flat things show through the noise up to 0.95: only above must the text say what stands where
         t = sample_times(order.count, generator, x0.device, mean=2.5, std=2.0)
         eps = torch.randn(x0.shape, generator=generator, device=x0.device)
@@ -82,22 +83,22 @@ class DecoderRecipe:
         assert drawn.layout is not None
         told = torch.from_numpy(drawn.layout).to(x0.device)
         layout, right = self.head["features"](lowest[0], told[: order.count])
-        text = self._by_words(drawn.captions, told)
+        text = self._by_words(words, told)
         figures |= {"layout": layout.mean().item(), "layout_right": right.item(), "layout_text": text.item()}
         return losses.mean() + WEIGHT * layout.mean() + TEXT_WEIGHT * text, figures
 
-    def _by_words(self, captions: list[str], told: Tensor) -> Tensor:
+    def _by_words(self, words: Conditioning, told: Tensor) -> Tensor:
         """What the adapted words get wrong of what stands where, 0-dim."""
         assert self.head is not None
-        words = self.text.encode(captions)
         assert words.text is not None
         assert words.text_mask is not None
         by_kind = self.head["words"](self.network.text(words.text, words.text_mask), words.text_mask, told)
         return by_kind.sum() / max(1, len(by_kind))  # pictures may show nothing
 
-    def _condition(self, x0: Tensor, captions: list[str], generator: torch.Generator) -> Conditioning:
-        words = self.text.encode(captions)
-        draw = torch.rand(len(captions), generator=generator, device=x0.device)
+    def _condition(self, x0: Tensor, words: Conditioning, generator: torch.Generator) -> Conditioning:
+        """What the network is told of the pictures; words: theirs, and then those of texts without one."""
+        count = len(x0)
+        draw = torch.rand(count, generator=generator, device=x0.device)
         both = draw < DROP_BOTH
         text = both | (draw > 1 - DROP_TEXT)
         if self.dual is None:
@@ -106,7 +107,8 @@ class DecoderRecipe:
         else:
             image, embed = both | ((draw >= DROP_BOTH) & (draw < DROP_BOTH + DROP_IMAGE)), self._embed(x0)
         return Conditioning(
-            text=words.text, text_mask=words.text_mask, pooled=words.pooled,
+            text=given(words.text, "text")[:count], text_mask=given(words.text_mask, "text_mask")[:count],
+            pooled=given(words.pooled, "pooled")[:count],
             image_embed=embed, drop_text=text, drop_image=image,
         )  # fmt: skip
 

@@ -124,6 +124,30 @@ def test_outputs_are_kept_inside_the_block_alone() -> None:
     assert kept[0] is inside
 
 
+def test_texts_without_a_picture_teach_the_words_alone(
+    encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    recipe = DecoderRecipe(presets.decoder_tiny(), Told(), encoder, batch=4)
+    order = Order(3, 4, 16, texts=4)
+    plain = recipe.source.draw(Order(3, 4, 16))
+    other = recipe.source.draw(Order(5, 4, 16))
+    assert plain.layout is not None
+    assert other.layout is not None
+    more = Batch(plain.pixels, plain.captions + other.captions, np.concatenate([plain.layout, other.layout]))
+    asked: list[int] = []
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda texts: asked.append(len(texts)) or encode(texts))
+    without, beside = (
+        recipe.loss(order, batch, torch.Generator().manual_seed(1))[1] for batch in (plain, more)
+    )
+    assert asked == [4, 8]  # every text once
+    assert beside["layout_text"] != without["layout_text"]
+    assert {k: v for k, v in beside.items() if k != "layout_text"} == pytest.approx(
+        {k: v for k, v in without.items() if k != "layout_text"}, rel=1e-5, nan_ok=True
+    )
+
+
 @pytest.mark.parametrize("preset", [presets.decoder_tiny, presets.unet_tiny])
 def test_the_lesson_is_learned_and_left_behind(
     encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: type
