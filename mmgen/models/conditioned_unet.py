@@ -1,12 +1,14 @@
 """What every U-Net here is told, and how: the part that `UNet` and `EfficientUNet` have in common.
 
 Time, image embedding and the pooled text are added into one vector; text tokens and four tokens made of the image
-embedding are keys and values of every attention block. Source: Ramesh et al. 2022 (unCLIP, DALL-E 2), arXiv:2204.06125,
-section 2.1; the null that guidance needs: Ho & Salimans 2022, arXiv:2207.12598.
+embedding are keys and values of every attention block. An image embedding that was taught to tell what stands where can
+also be unfolded into a map, which is added to the lowest features. Source: Ramesh et al. 2022 (unCLIP, DALL-E 2),
+arXiv:2204.06125, section 2.1; the map is ours; the null that guidance needs: Ho & Salimans 2022, arXiv:2207.12598.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,9 +16,9 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
 from mmgen.conditioning import Conditioning, given, with_null_text
-from mmgen.nn.blocks import AttentionBlock, Blocks
-from mmgen.nn.embeddings import ScalarEmbedding
-from mmgen.nn.transformer import TextAdapter
+from mmgen.nn.blocks import AttentionBlock, Blocks, Unfold
+from mmgen.nn.embeddings import ScalarEmbedding, zero_
+from mmgen.nn.transformer import KeysValues, TextAdapter
 
 IMAGE_TOKENS = 4
 
@@ -25,12 +27,13 @@ class Prepared(NamedTuple):
     """What does not change from step to step: computed once per prompt.
 
     vector: [B, E]. text_kv: for each attention block its text keys and values. text_mask: [B, L].
-    low_res: [B, 3, H, W].
+    image_map: [B, C, c, c]. low_res: [B, 3, H, W].
     """
 
     vector: Tensor
     text_kv: list[tuple[Tensor, Tensor]]
     text_mask: Tensor | None
+    image_map: Tensor | None
     low_res: Tensor | None
 
 
@@ -40,9 +43,9 @@ class ConditionedUNet(ModelMixin, ConfigMixin):
     A subclass registers these sizes as its config, makes `down`, `middle` and `up`, and runs them in `_trunk`:
     sample_size: side of the pictures in pixels. channels, blocks, attention: one entry per resolution, the finest
     first. head_dim: channels per head. vector_dim: width of the vector. text_dim, pooled_dim, image_dim: widths of the
-    conditioning, 0 = not told. text_width, text_layers: the trainable adapter on the frozen text. low_res: told an
-    up-sampled picture. residual_scale: x0 is measured in this unit; a residual's deviation, so that what is diffused is
-    near unit variance.
+    conditioning, 0 = not told. image_cells: side of the map that the image embedding is unfolded into, 0 = none.
+    text_width, text_layers: the trainable adapter on the frozen text. low_res: told an up-sampled picture.
+    residual_scale: x0 is measured in this unit; a residual's deviation, so that what is diffused is near unit variance.
 
     stem: pixels per side of what the finest resolution sees as one. Raises ValueError if the sizes cannot be.
     """
@@ -94,11 +97,14 @@ class ConditionedUNet(ModelMixin, ConfigMixin):
             self.null_image = nn.Parameter(torch.randn(image_dim) * image_dim**-0.5)
             if self._token_width:
                 self.image_tokens = nn.Linear(image_dim, IMAGE_TOKENS * self._token_width)
+            if self.config.image_cells:
+                self.unfold = Unfold(image_dim, self.config.image_cells)
+                self.image_map = zero_(nn.Conv2d(Unfold.FEATURES, self.config.channels[-1], 1))
 
     def prepare(self, cond: Conditioning) -> Prepared:
         """Everything about the conditioning that is the same at every step. Raises ValueError if a part is missing."""
         config = self.config
-        vector, tokens, mask = 0.0, None, None
+        vector, tokens, mask, image_map = 0.0, None, None, None
         if config.text_dim:
             tokens, mask = self._adapt_text(cond)
             weight = mask[..., None].to(tokens.dtype)
@@ -114,6 +120,8 @@ class ConditionedUNet(ModelMixin, ConfigMixin):
                 extra = self.image_tokens(embed).unflatten(1, (IMAGE_TOKENS, -1))
                 tokens = torch.cat([tokens, extra], dim=1)
                 mask = torch.cat([mask, mask.new_ones(len(mask), IMAGE_TOKENS)], dim=1)
+            if config.image_cells:
+                image_map = self.image_map(self.unfold(embed))
         if config.low_res:
             vector = vector + self.noise_level(given(cond.noise_level, "noise_level"))
             # 64 and 256 px as 0 and 0.5: well apart in the embedding, and room above
@@ -125,7 +133,8 @@ class ConditionedUNet(ModelMixin, ConfigMixin):
             raise ValueError(
                 "this network is told nothing: configure text_dim, pooled_dim, image_dim or low_res"
             )
-        return Prepared(vector, kv, mask, given(cond.low_res, "low_res") if config.low_res else None)
+        low_res = given(cond.low_res, "low_res") if config.low_res else None
+        return Prepared(vector, kv, mask, image_map, low_res)
 
     def _adapt_text(self, cond: Conditioning) -> tuple[Tensor, Tensor]:
         text, mask = with_null_text(cond, self.null_text)
@@ -156,6 +165,13 @@ class ConditionedUNet(ModelMixin, ConfigMixin):
         vector = nn.functional.silu(vector)
         picture = x_t if prepared.low_res is None else torch.cat([x_t, prepared.low_res.to(x_t.dtype)], dim=1)
         return self._trunk(picture, vector, prepared)
+
+    def _lowest(self, x: Tensor, vector: Tensor, kv: Iterator[KeysValues], prepared: Prepared) -> Tensor:
+        """The lowest features through the middle, with what the image embedding says of them."""
+        if (told := prepared.image_map) is not None:
+            x = x + nn.functional.adaptive_avg_pool2d(told, x.shape[-2:])
+        out: Tensor = self.middle(x, vector, kv, prepared.text_mask)
+        return out
 
     def _trunk(self, picture: Tensor, vector: Tensor, prepared: Prepared) -> Tensor:
         """picture: [B, 3, H, W], or 6 channels where the network sees low_res; vector: [B, E]. Returns x0."""

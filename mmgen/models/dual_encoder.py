@@ -15,7 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from mmgen.conditioning import Conditioning, given
-from mmgen.nn.blocks import ResBlock, channel_norm, downsample
+from mmgen.nn.blocks import ResBlock, Unfold, channel_norm, downsample
 from mmgen.nn.transformer import TextAdapter
 
 
@@ -24,10 +24,11 @@ class DualEncoder(ModelMixin, ConfigMixin):
 
     image_size: side to which pictures are scaled. stem: side of the patches that become channels.
     channels, blocks: one entry per resolution, the finest first. embed_dim: width of both embeddings.
+    cells: side of the map that `unfold` makes of an image embedding, 0: none.
     """
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0917  # diffusers wants its config flat
         self,
         image_size: int = 64,
         stem: int = 4,
@@ -37,6 +38,7 @@ class DualEncoder(ModelMixin, ConfigMixin):
         text_width: int = 192,
         text_layers: int = 1,
         embed_dim: int = 256,
+        cells: int = 0,
     ) -> None:
         super().__init__()
         self.patches_in = nn.Conv2d(3 * stem**2, channels[0], 3, padding=1)
@@ -46,8 +48,10 @@ class DualEncoder(ModelMixin, ConfigMixin):
                 parts.append(downsample(channels[i - 1], width))
             parts.extend(ResBlock(width, 0) for _ in range(depth))
         self.tower = nn.Sequential(*parts)
-        cells = (image_size // stem // 2 ** (len(channels) - 1)) ** 2
-        self.image_out = nn.Linear(cells * channels[-1], embed_dim)
+        side = image_size // stem // 2 ** (len(channels) - 1)
+        self.image_out = nn.Linear(side**2 * channels[-1], embed_dim)
+        if cells:
+            self.unfold = Unfold(embed_dim, cells)
         self.text = TextAdapter(text_dim, text_width, text_layers)
         self.text_out = nn.Linear(text_width, embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))

@@ -40,6 +40,7 @@ class EfficientUNet(ConditionedUNet):
         text_width: int = 128,
         text_layers: int = 2,
         image_dim: int = 0,
+        image_cells: int = 0,
         low_res: bool = False,
         residual_scale: float = 1.0,
     ) -> None:
@@ -74,7 +75,7 @@ class EfficientUNet(ConditionedUNet):
             x = level(x, vector, kv, mask)
             skips.append(x)
             x = shrink(x)
-        x = self.middle(x, vector, kv, mask)
+        x = self._lowest(x, vector, kv, prepared)
         for level, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
             x = level((grow(x) + skips.pop()) * SKIP_SCALE, vector, kv, mask)
         x = self.patches_out(nn.functional.silu(channel_norm(x)))

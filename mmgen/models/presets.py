@@ -25,6 +25,7 @@ def decoder_tiny() -> EfficientUNet:
         text_width=32,
         text_layers=1,
         image_dim=16,
+        image_cells=4,
     )
 
 
@@ -43,6 +44,7 @@ def decoder_storybook() -> EfficientUNet:
         text_width=256,
         text_layers=2,
         image_dim=STORYBOOK_IMAGE,
+        image_cells=8,
     )
 
 
@@ -60,6 +62,7 @@ def unet_tiny() -> UNet:
         text_width=32,
         text_layers=1,
         image_dim=16,
+        image_cells=4,
     )
 
 
@@ -94,13 +97,20 @@ def super_res_storybook() -> EfficientUNet:
 def dual_encoder_tiny() -> DualEncoder:
     """For tests: text of width 32, embeddings of width 16."""
     return DualEncoder(
-        image_size=16, stem=2, channels=(16, 16), blocks=(1, 1), text_dim=32, text_width=32, embed_dim=16
+        image_size=16,
+        stem=2,
+        channels=(16, 16),
+        blocks=(1, 1),
+        text_dim=32,
+        text_width=32,
+        embed_dim=16,
+        cells=4,
     )
 
 
 def dual_encoder_storybook() -> DualEncoder:
     """The bundled dual encoder."""
-    return DualEncoder(text_dim=STORYBOOK_TEXT, embed_dim=STORYBOOK_IMAGE)
+    return DualEncoder(text_dim=STORYBOOK_TEXT, embed_dim=STORYBOOK_IMAGE, cells=8)
 
 
 def prior_tiny() -> DiffusionPrior:
@@ -110,4 +120,6 @@ def prior_tiny() -> DiffusionPrior:
 
 def prior_storybook() -> DiffusionPrior:
     """The bundled prior."""
-    return DiffusionPrior(embed_dim=STORYBOOK_IMAGE, text_dim=STORYBOOK_TEXT, pooled_dim=STORYBOOK_TEXT)
+    return DiffusionPrior(
+        embed_dim=STORYBOOK_IMAGE, text_dim=STORYBOOK_TEXT, pooled_dim=STORYBOOK_TEXT, layers=6
+    )

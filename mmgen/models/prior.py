@@ -1,7 +1,8 @@
 """The diffusion prior: from a text to the image embedding that a fitting picture would have.
 
 Source: Ramesh et al. 2022 (unCLIP, DALL-E 2), arXiv:2204.06125, section 2.2: a transformer over text tokens, the pooled
-text, the time and the noised embedding, which predicts the embedding itself. Ours attends in both directions.
+text, the time and the noised embedding, which predicts the embedding itself. As there, no token of the text sees the
+noised embedding; so the text is read once per prompt. Within the text ours attends in both directions.
 """
 
 from __future__ import annotations
@@ -15,14 +16,22 @@ from torch import Tensor, nn
 
 from mmgen.conditioning import Conditioning, given, with_null_text
 from mmgen.nn.embeddings import ScalarEmbedding, zero_
-from mmgen.nn.transformer import TransformerLayer
+from mmgen.nn.transformer import KeysValues, TransformerLayer
 
 
 class PreparedPrior(NamedTuple):
-    """tokens: [B, L + 1, width], the text and the pooled text; mask: [B, L + 1]."""
+    """What the embedding sees of the text, the pooled text last: in each layer keys and values [B, heads, L + 1, d].
 
-    tokens: Tensor
+    mask: [B, L + 1].
+    """
+
+    text_kv: list[KeysValues]
     mask: Tensor
+
+    def repeat(self, times: int) -> PreparedPrior:
+        """Every text so many times, one copy after the other."""
+        kv = [(k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for k, v in self.text_kv]
+        return PreparedPrior(kv, self.mask.repeat_interleave(times, 0))
 
 
 class DiffusionPrior(ModelMixin, ConfigMixin):
@@ -64,8 +73,13 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         told = self.pooled_in(pooled)
         if cond.guidance is not None:
             told = told + self.guidance(cond.guidance / 20)
-        tokens = torch.cat([self.text_in(text), told[:, None]], dim=1)
-        return PreparedPrior(tokens, torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1))
+        x = torch.cat([self.text_in(text), told[:, None]], dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        text_kv = []
+        for layer in self.trunk:
+            x, kv = layer.read(x, mask)
+            text_kv.append(kv)
+        return PreparedPrior(text_kv, mask)
 
     def forward(
         self, x_t: Tensor, t: Tensor, prepared: PreparedPrior, target_time: Tensor | None = None
@@ -74,10 +88,9 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         time = self.time(t)
         if target_time is not None:
             time = time + self.target_time(target_time)
-        own = torch.stack([time, self.x_in(x_t), self.query.to(time.dtype).expand_as(time)], dim=1)
-        x = torch.cat([prepared.tokens, own.to(prepared.tokens.dtype)], dim=1)
+        x = torch.stack([time, self.x_in(x_t), self.query.to(time.dtype).expand_as(time)], dim=1)
         mask = torch.cat([prepared.mask, prepared.mask.new_ones(len(x), 3)], dim=1)
-        for layer in self.trunk:
-            x = layer(x, mask)
+        for layer, text_kv in zip(self.trunk, prepared.text_kv, strict=True):
+            x, _ = layer.read(x, mask, text_kv)
         out: Tensor = self.out(self.norm(x[:, -1]))
         return out

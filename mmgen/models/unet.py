@@ -40,6 +40,7 @@ class UNet(ConditionedUNet):
         text_width: int = 128,
         text_layers: int = 2,
         image_dim: int = 0,
+        image_cells: int = 0,
         low_res: bool = False,
         residual_scale: float = 1.0,
     ) -> None:
@@ -78,7 +79,7 @@ class UNet(ConditionedUNet):
             for block in level.children():
                 x = block(x, vector, kv, mask)
                 skips.append(x)
-        x = self.middle(x, vector, kv, mask)
+        x = self._lowest(x, vector, kv, prepared)
         for i, level in reversed(list(enumerate(self.up))):
             for block in level.children():
                 x = block(torch.cat([x, skips.pop()], dim=1), vector, kv, mask)

@@ -105,6 +105,21 @@ class Blocks(nn.ModuleList):
         return x
 
 
+class Unfold(nn.Module):
+    """An image embedding as a small map: [B, embed_dim], unit norm -> [B, FEATURES, cells, cells]."""
+
+    FEATURES = 64
+
+    def __init__(self, embed_dim: int, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+        self.linear = nn.Linear(embed_dim, self.FEATURES * cells**2)
+
+    def forward(self, embed: Tensor) -> Tensor:
+        scaled = embed * embed.shape[1] ** 0.5
+        return channel_norm(self.linear(scaled).unflatten(1, (self.FEATURES, self.cells, self.cells)))
+
+
 def downsample(in_channels: int, out_channels: int) -> nn.Module:
     """Halve the side: each 2x2 square becomes channels, then a 1x1 convolution."""
     return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * in_channels, out_channels, 1))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgen.attention import attention
+
+KeysValues = tuple[Tensor, Tensor]
 
 
 class TransformerLayer(nn.Module):
@@ -24,10 +27,22 @@ class TransformerLayer(nn.Module):
         self.outer = nn.Linear(expansion * dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.read(x, mask)[0]
+
+    def read(
+        self, x: Tensor, mask: Tensor | None, before: KeysValues | None = None
+    ) -> tuple[Tensor, KeysValues]:
+        """The layer's output, and the keys and values of these tokens for others that come to see them.
+
+        before: keys and values of other tokens, [B, heads, M, d] each, that these see too; mask is then [B, M + L].
+        """
         q, k, v = (self._split(part) for part in self.qkv(self.norm1(x)).chunk(3, dim=-1))
+        own = k, v
+        if before is not None:
+            k, v = torch.cat([before[0], k], dim=2), torch.cat([before[1], v], dim=2)
         x = x + self.out(attention(q, k, v, mask).transpose(1, 2).flatten(2))
         out: Tensor = x + self.outer(F.gelu(self.inner(self.norm2(x)), approximate="tanh"))
-        return out
+        return out, own
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

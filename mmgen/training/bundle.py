@@ -10,7 +10,7 @@ from mmgen.errors import UsageError
 from mmgen.pipelines.families import FAMILIES
 from mmgen.pipelines.loading import write_checkpoint
 from mmgen.storybook.vocabulary import words
-from mmgen.training.start import TEXT_LAYER
+from mmgen.training.text_encoder import TEXT_LAYER
 
 
 def bundle(

@@ -32,20 +32,18 @@ class Order:
     """What to draw: the number of the batch in its run, how many pictures, and their side in pixels.
 
     source_size: None for whole pictures; else for crops of pictures with a side of FACTOR * source_size pixels.
-    texts: how many captions besides, with the layouts of pictures that nobody draws, where the source knows layouts.
     """
 
     index: int
     count: int
     px: int
     source_size: int | None = None
-    texts: int = 0
 
 
 class Batch(NamedTuple):
-    """pixels: [B, 3, px, px], uint8. captions: [B + N], the pictures' and then the texts besides; none for crops.
+    """pixels: [B, 3, px, px], uint8. captions: one for each, none for crops.
 
-    layout: [B + N, P, G, G], uint8: what stands in each cell of a grid, in P properties; None where nobody knows.
+    layout: [B, P, G, G], uint8: what stands in each cell of a grid, in P properties; None where nobody knows.
     """
 
     pixels: NDArray[np.uint8]
@@ -130,8 +128,8 @@ class StorybookSource:
         from mmgen.storybook.data import crops, draw, layouts, scenes
 
         if order.source_size is None:
-            made = scenes(self.seed, order.index, order.count + order.texts)
-            pixels = draw(made[: order.count], order.px, self.bank)
+            made = scenes(self.seed, order.index, order.count)
+            pixels = draw(made, order.px, self.bank)
             return Batch(pixels, [scene.caption for scene in made], layouts(made))
         return Batch(
             crops(self.seed, order.index, order.count, order.px, self.bank, FACTOR * order.source_size), []

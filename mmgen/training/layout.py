@@ -1,11 +1,9 @@
-"""Two lessons beside diffusion: the decoder's features, and its words, must tell what stands where in which colour.
+"""Lessons beside the losses: networks must tell what stands where in which colour, as the scenes know it.
 
-The squared error of a noisy picture hardly says which word belongs to which object: once both are visible the text is
-not needed, and before that they are a few pixels of a blur. A linear reading of the lowest features, taught by the
-scenes themselves, says it at every noise level. That alone did not teach who is above whom in 700,000 pictures: nearly
-all show it through the noise. So the adapted text by itself must tell it too. Both readings are left behind when
-training ends. Source of the idea: Yu et al. 2024 (REPA), arXiv:2410.06940, who align a denoiser's features with those
-of a pretrained image encoder.
+The squared error of a noisy picture hardly says which word belongs to which object, and a contrastive loss not where it
+stands. So linear readings of the decoder's lowest features, of the unfolded image embedding and of what the prior
+predicts are taught by the scenes themselves, and left behind when training ends. Source of the idea: Yu et al. 2024
+(REPA), arXiv:2410.06940, who align a denoiser's features with those of a pretrained image encoder.
 """
 
 from __future__ import annotations
@@ -17,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmgen.attention import attention
 from mmgen.nn.blocks import channel_norm
 
-WEIGHT = 0.05  # of the features' lesson beside the diffusion loss
-TEXT_WEIGHT = 0.1  # of the words'
-TEXT_CELLS = 8  # on a side: as coarse as the text can know
-TEXT_HEADS = 4
+WEIGHT = 0.05  # of the decoder's features, beside the diffusion loss
+EMBED_WEIGHT = 2.0  # of the image embedding, beside the contrastive loss
+PRIOR_WEIGHT = 0.3  # of the prior's prediction, beside the diffusion loss
+LESSON_CELLS = 8  # on a side, of the map that the prior's prediction is unfolded into
 
 
 class LayoutHead(nn.Module):
@@ -50,46 +47,33 @@ class LayoutHead(nn.Module):
         return torch.stack(losses).sum(0), right.sum() / count
 
 
-class TextLayoutHead(nn.Module):
-    """Asks the words for one kind at a time, so that who stands where is not drowned by what is there.
+class MapHead(nn.Module):
+    """What an unfolded image embedding must tell: what stands where, and in which colours.
 
-    width: of the adapted tokens. sizes: as in `LayoutHead`, the kind first.
+    channels: of the map. sizes: as in `LayoutHead`; empty: nobody knows the layouts.
     """
 
-    def __init__(self, width: int, sizes: Sequence[int]) -> None:
+    def __init__(self, channels: int, sizes: Sequence[int]) -> None:
         super().__init__()
-        kinds, *properties = sizes
-        self.sizes = (TEXT_CELLS**2, *properties)
-        self.query = nn.Embedding(kinds, width)
-        self.keys_values = nn.Linear(width, 2 * width)
-        self.read = nn.Linear(width, sum(self.sizes))
+        self.layout = LayoutHead(channels, sizes) if sizes else None
+        self.colours = nn.Conv2d(channels, 3, 1)
 
-    def forward(self, tokens: Tensor, mask: Tensor, layout: Tensor) -> Tensor:
-        """tokens: [B, L, width]; mask: [B, L]. layout: [B, P, G, G] whole numbers, 0 where nothing stands.
+    def forward(
+        self, cells: Tensor, pixels: Tensor, layout: Tensor | None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """cells: [B, C, g, g], the map; pixels: [B, 3, H, W]; layout: [B, P, G, G], as in `LayoutHead`.
 
-        For every kind that a picture shows: in which cells it stands, and its other properties. Returns the cross
-        entropy [N], one for each picture and kind, in the order of the pictures; N may be 0.
+        Returns the loss [B], the squared error of the mean colours of all cells and the cross entropy of what stands in
+        them, and figures for the log.
         """
-        rows, columns = _centres((TEXT_CELLS, TEXT_CELLS), layout)
-        kinds, *properties = layout[:, :, rows, columns].long().flatten(2).unbind(1)
-        where = F.one_hot(kinds, self.query.num_embeddings).transpose(1, 2).float()
-        picture, kind = where[:, 1:].any(2).nonzero(as_tuple=True)
-        cells = where[picture, kind + 1]
-        scores, *told = self.read(self._ask(tokens, mask, picture, kind + 1)).float().split(self.sizes, dim=1)
-        # a mean over cells would hear little of where things stand beside their colour
-        loss = F.binary_cross_entropy_with_logits(scores, cells, reduction="none").sum(1) / TEXT_CELLS
-        for score, values in zip(told, properties, strict=True):
-            truth = (values[picture] * cells.long()).amax(1)
-            loss = loss + F.cross_entropy(score, truth, reduction="none")
-        return loss
-
-    def _ask(self, tokens: Tensor, mask: Tensor, picture: Tensor, kind: Tensor) -> Tensor:
-        """[N, width]: what the words of a picture say of a kind."""
-        q, k, v = (
-            x.unflatten(-1, (TEXT_HEADS, -1)).transpose(1, 2)
-            for x in (self.query(kind)[:, None], *self.keys_values(tokens)[picture].chunk(2, dim=-1))
-        )
-        return attention(q.to(k.dtype), k, v, mask[picture]).flatten(1)
+        blurred = F.adaptive_avg_pool2d(pixels, cells.shape[-2:])
+        loss = (self.colours(cells).float() - blurred).square().flatten(1).mean(1)
+        figures = {"colours": loss.mean().item()}
+        if self.layout is not None and layout is not None:
+            wrong, right = self.layout(cells, layout)
+            loss = loss + wrong
+            figures |= {"layout": wrong.mean().item(), "layout_right": right.item()}
+        return loss, figures
 
 
 def _centres(cells: Sequence[int], layout: Tensor) -> tuple[Tensor, Tensor]:

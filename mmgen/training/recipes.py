@@ -8,22 +8,33 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmgen.conditioning import Conditioning, given
+from mmgen.conditioning import Conditioning
 from mmgen.models.conditioned_unet import ConditionedUNet
 from mmgen.models.dual_encoder import DualEncoder
 from mmgen.models.prior import DiffusionPrior
 from mmgen.models.text import TextEncoder
+from mmgen.nn.blocks import Unfold
 from mmgen.pipelines.super_res_stage import FACTOR, enlarge
 from mmgen.training.data import Batch, Order, Source, StorybookSource
-from mmgen.training.layout import TEXT_WEIGHT, WEIGHT, LayoutHead, TextLayoutHead, output_of
+from mmgen.training.layout import (
+    EMBED_WEIGHT,
+    LESSON_CELLS,
+    PRIOR_WEIGHT,
+    WEIGHT,
+    LayoutHead,
+    MapHead,
+    output_of,
+)  # fmt: skip
 from mmgen.training.losses import by_noise_level, contrastive_loss, sample_times, velocity_loss
 
 if TYPE_CHECKING:
     from mmgen.evaluation.judge import Judge
 
 SMALL_UNTIL = 0.33  # of the budget: until here half-size pictures, a quarter of the cost
-TEXTS = 1  # captions without a picture for each one with: cheap, and who stands where is learned from them
-DROP_BOTH, DROP_IMAGE, DROP_TEXT = 0.1, 0.4, 0.1
+DROP_BOTH, DROP_IMAGE, DROP_TEXT = 0.1, 0.15, 0.15
+# At most, as a share of the embedding's own length: a prior's embeddings are never quite those of pictures.
+EMBED_NOISE = 0.5
+LEVELS = 4  # of noise for each text that the prior reads
 MAX_NOISE_LEVEL = 0.4
 MAX_LOG_SCALE = 4.6  # a factor of 100, as in CLIP
 
@@ -31,7 +42,7 @@ MAX_LOG_SCALE = 4.6  # a factor of 100, as in CLIP
 class DecoderRecipe:
     """Text and image embedding -> picture. Without a dual encoder the image embedding is always null.
 
-    Where the source knows its layouts, the network's lowest features and its words are taught to tell them.
+    Where the source knows its layouts, the network's lowest features are taught to tell them.
     batch: pictures at full size; at half size there are twice as many.
     """
 
@@ -50,28 +61,21 @@ class DecoderRecipe:
         self.network, self.source, self.text, self.dual = network, source, text, dual
         self.lr, self.batch = lr, batch
         self.judge: Judge | None = None
-        self.head: nn.ModuleDict | None = None
-        if sizes := source.layout_sizes:
-            self.head = nn.ModuleDict(
-                {
-                    "features": LayoutHead(network.config.channels[-1], sizes),
-                    "words": TextLayoutHead(network.config.text_width, sizes),
-                }
-            )
+        sizes = source.layout_sizes
+        self.head = LayoutHead(network.config.channels[-1], sizes) if sizes else None
 
     def order(self, index: int, progress: float) -> Order:
         full = self.network.config.sample_size
-        texts = 0 if self.head is None else TEXTS * self.batch
         if progress < SMALL_UNTIL:
-            return Order(index, 2 * self.batch, full // 2, texts=texts)
-        return Order(index, self.batch, full, texts=texts)
+            return Order(index, 2 * self.batch, full // 2)
+        return Order(index, self.batch, full)
 
     def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         x0 = drawn.tensor(generator.device)
         words = self.text.encode(drawn.captions)
         cond = self._condition(x0, words, generator)
-        # large flat things show through the noise up to 0.95: only above must the text say what stands where
-        t = sample_times(order.count, generator, x0.device, mean=2.5, std=2.0)
+        # large flat things show through the noise up to 0.95: only above must be heard what stands where
+        t = sample_times(order.count, generator, x0.device, mean=1.2, std=1.6)
         eps = torch.randn(x0.shape, generator=generator, device=x0.device)
         at = t[:, None, None, None]
         with output_of(self.network.middle) as lowest:
@@ -81,41 +85,31 @@ class DecoderRecipe:
         if self.head is None:
             return losses.mean(), figures
         assert drawn.layout is not None
-        told = torch.from_numpy(drawn.layout).to(x0.device)
-        layout, right = self.head["features"](lowest[0], told[: order.count])
-        text = self._by_words(words, told)
-        figures |= {"layout": layout.mean().item(), "layout_right": right.item(), "layout_text": text.item()}
-        return losses.mean() + WEIGHT * layout.mean() + TEXT_WEIGHT * text, figures
-
-    def _by_words(self, words: Conditioning, told: Tensor) -> Tensor:
-        """What the adapted words get wrong of what stands where, 0-dim."""
-        assert self.head is not None
-        assert words.text is not None
-        assert words.text_mask is not None
-        by_kind = self.head["words"](self.network.text(words.text, words.text_mask), words.text_mask, told)
-        return by_kind.sum() / max(1, len(by_kind))  # pictures may show nothing
+        layout, right = self.head(lowest[0], torch.from_numpy(drawn.layout).to(x0.device))
+        figures |= {"layout": layout.mean().item(), "layout_right": right.item()}
+        return losses.mean() + WEIGHT * layout.mean(), figures
 
     def _condition(self, x0: Tensor, words: Conditioning, generator: torch.Generator) -> Conditioning:
-        """What the network is told of the pictures; words: theirs, and then those of texts without one."""
-        count = len(x0)
-        draw = torch.rand(count, generator=generator, device=x0.device)
-        both = draw < DROP_BOTH
-        text = both | (draw > 1 - DROP_TEXT)
-        if self.dual is None:
-            image, embed = None, None
-            text = both
-        else:
-            image, embed = both | ((draw >= DROP_BOTH) & (draw < DROP_BOTH + DROP_IMAGE)), self._embed(x0)
+        """What the network is told of the pictures. words: of their captions."""
+        draw = torch.rand(len(x0), generator=generator, device=x0.device)
+        text = image = draw < DROP_BOTH
+        embed = None
+        if self.dual is not None:
+            embed = self._embed(x0, generator)
+            text = text | (draw > 1 - DROP_TEXT)
+            image = draw < DROP_BOTH + DROP_IMAGE
         return Conditioning(
-            text=given(words.text, "text")[:count], text_mask=given(words.text_mask, "text_mask")[:count],
-            pooled=given(words.pooled, "pooled")[:count],
+            text=words.text, text_mask=words.text_mask, pooled=words.pooled,
             image_embed=embed, drop_text=text, drop_image=image,
         )  # fmt: skip
 
     @torch.no_grad()
-    def _embed(self, x0: Tensor) -> Tensor:
+    def _embed(self, x0: Tensor, generator: torch.Generator) -> Tensor:
         assert self.dual is not None
-        return self.dual.image_embed(x0)
+        embed = self.dual.image_embed(x0)
+        level = EMBED_NOISE * torch.rand(len(x0), 1, generator=generator, device=x0.device)
+        noise = torch.randn(embed.shape, generator=generator, device=x0.device) * embed.shape[1] ** -0.5
+        return torch.nn.functional.normalize(embed + level * noise, dim=1)
 
     def sheet(self, network: Any, path: Path) -> dict[str, float]:
         from mmgen.training.sheets import decoder_sheet, quick_score
@@ -169,16 +163,19 @@ class SuperResRecipe:
 
 
 class DualEncoderRecipe:
-    """Pictures and their captions drawn together, others pushed apart."""
+    """Pictures and their captions drawn together, others pushed apart.
+
+    Besides, the image embedding must tell by itself what stands where, so that a decoder can follow it.
+    """
 
     part = "dual-encoder"
-    head = None
 
     def __init__(
-        self, network: DualEncoder, source: Source, text: TextEncoder, *, lr: float = 1e-3, batch: int = 128
+        self, network: DualEncoder, source: Source, text: TextEncoder, *, lr: float = 2e-3, batch: int = 128
     ) -> None:
         self.network, self.source, self.text = network, source, text
         self.lr, self.batch = lr, batch
+        self.head = MapHead(Unfold.FEATURES, source.layout_sizes) if network.config.cells else None
 
     def order(self, index: int, progress: float) -> Order:
         return Order(index, self.batch, self.network.config.image_size)
@@ -191,7 +188,12 @@ class DualEncoderRecipe:
         image, text = self.network(pixels + strength * noise, self.text.encode(drawn.captions))
         accuracy = (image @ text.T).argmax(1) == torch.arange(order.count, device=image.device)
         loss = contrastive_loss(image, text, self.network.log_scale.clamp(max=MAX_LOG_SCALE))
-        return loss, {"accuracy": accuracy.float().mean().item()}
+        figures = {"contrastive": loss.item(), "accuracy": accuracy.float().mean().item()}
+        if self.head is None:
+            return loss, figures
+        layout = None if drawn.layout is None else torch.from_numpy(drawn.layout).to(device)
+        told, of_map = self.head(self.network.unfold(image), pixels, layout)
+        return loss + EMBED_WEIGHT * told.mean(), figures | of_map
 
     def sheet(self, network: Any, path: Path) -> dict[str, float]:
         """Nothing to draw: the accuracy in the log says it."""
@@ -199,10 +201,12 @@ class DualEncoderRecipe:
 
 
 class PriorRecipe:
-    """Text -> the image embedding of its picture."""
+    """Text -> the image embedding of its picture, at several noise levels for each text.
+
+    Besides, what the trunk predicts must tell at once what will stand where.
+    """
 
     part = "prior"
-    head = None
 
     def __init__(
         self,
@@ -211,29 +215,42 @@ class PriorRecipe:
         text: TextEncoder,
         dual: DualEncoder,
         *,
-        lr: float = 1e-3,
-        batch: int = 128,
+        lr: float = 2e-3,
+        batch: int = 64,
     ) -> None:
         self.network, self.source, self.text, self.dual = network, source, text, dual
         self.lr, self.batch = lr, batch
+        self.head = nn.ModuleDict(
+            {
+                "unfold": Unfold(network.config.width, LESSON_CELLS),
+                "read": MapHead(Unfold.FEATURES, source.layout_sizes),
+            }
+        )
 
     def order(self, index: int, progress: float) -> Order:
         return Order(index, self.batch, self.dual.config.image_size)
 
     def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         device = generator.device
+        pixels = drawn.tensor(device)
         with torch.no_grad():
-            embed = self.dual.image_embed(drawn.tensor(device))
-        x0 = embed * embed.shape[1] ** 0.5
+            embed = self.dual.image_embed(pixels)
         words = self.text.encode(drawn.captions)
         drop = torch.rand(order.count, generator=generator, device=device) < DROP_BOTH
         cond = Conditioning(text=words.text, text_mask=words.text_mask, pooled=words.pooled, drop_text=drop)
-        t = sample_times(order.count, generator, device)
+        x0 = (embed * embed.shape[1] ** 0.5).repeat_interleave(LEVELS, 0)
+        t = sample_times(len(x0), generator, device, mean=1.0, std=1.4)
         eps = torch.randn(x0.shape, generator=generator, device=device)
-        x0_pred = self.network((1 - t[:, None]) * x0 + t[:, None] * eps, t, self.network.prepare(cond))
+        prepared = self.network.prepare(cond).repeat(LEVELS)
+        with output_of(self.network.norm) as state:
+            x0_pred = self.network((1 - t[:, None]) * x0 + t[:, None] * eps, t, prepared)
         losses = velocity_loss(x0_pred, x0, t)
         fit = torch.nn.functional.cosine_similarity(x0_pred.detach().float(), x0, dim=1)
-        return losses.mean(), {"cosine": fit.mean().item(), **by_noise_level(losses.detach(), t)}
+        figures = {"cosine": fit.mean().item(), **by_noise_level(losses.detach(), t)}
+        layout = None if drawn.layout is None else torch.from_numpy(drawn.layout).repeat_interleave(LEVELS, 0)
+        cells = self.head["unfold"](torch.nn.functional.normalize(state[0], dim=1))
+        told, of_map = self.head["read"](cells, pixels.repeat_interleave(LEVELS, 0), layout)
+        return losses.mean() + PRIOR_WEIGHT * told.mean(), figures | of_map
 
     def sheet(self, network: Any, path: Path) -> dict[str, float]:
         """Nothing to draw: the cosine in the log says it."""

@@ -11,10 +11,10 @@ from torch import nn
 from mmgen.errors import ModelError, UsageError
 from mmgen.memory import choose_device, place
 from mmgen.training.data import open_source
+from mmgen.training.text_encoder import TEXT_LAYER
 from mmgen.training.trainer import Budget, State, train
 
 PARTS = ("dual-encoder", "prior", "decoder", "super-res")
-TEXT_LAYER = 3  # a linear probe reads a noun's own colour at 1.00 there, at 0.97 in the last layer
 
 
 def start(
@@ -70,6 +70,9 @@ def _recipe(
         return recipes.DualEncoderRecipe(network, source, encoder)
     dual = None if dual_encoder is None else _dual_encoder(dual_encoder)
     if part == "decoder":
+        if init is None and dual is not None and dual.config.cells == network.config.image_cells:
+            # it has learned already what the decoder would have to find out
+            network.unfold.load_state_dict(dual.unfold.state_dict())
         return recipes.DecoderRecipe(network, source, encoder, dual)
     assert dual is not None
     return recipes.PriorRecipe(network, source, encoder, dual)

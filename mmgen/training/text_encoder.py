@@ -1,4 +1,4 @@
-"""Make the bundled model's frozen text encoder: a published one with the vocabulary rows it never uses dropped."""
+"""Make the bundled model's frozen text encoder: a published one without the words and layers it never uses."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from mmgen.errors import ModelError
 # all-MiniLM-L6-v2, Apache-2.0
 PUBLISHED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ROWS = 16_000
+TEXT_LAYER = 3  # a linear probe reads a noun's own colour at 1.00 there, at 0.97 in the last of six layers
 
 
 def prune(source: Path, out: Path, rows: int = ROWS) -> None:
-    """Write `out`/text_encoder and `out`/tokenizer: the model in `source` in float16 with `rows` words.
+    """Write `out`/text_encoder and `out`/tokenizer: the lower layers of `source`, in float16, with `rows` words.
 
     source: the published folder with model.safetensors and vocab.txt.
     Raises ModelError if its weights are not the published file.
@@ -32,6 +33,8 @@ def prune(source: Path, out: Path, rows: int = ROWS) -> None:
     embeddings = model.embeddings.word_embeddings.weight.data[torch.tensor(kept)]
     model.resize_token_embeddings(len(kept))
     model.embeddings.word_embeddings.weight.data.copy_(embeddings)
+    model.encoder.layer = model.encoder.layer[:TEXT_LAYER]
+    model.config.num_hidden_layers = len(model.encoder.layer)
     model.to(torch.float16).save_pretrained(out / "text_encoder")
     (out / "tokenizer").mkdir(parents=True, exist_ok=True)
     vocabulary = out / "tokenizer" / "vocab.txt"

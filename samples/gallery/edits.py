@@ -1,15 +1,18 @@
-"""Sheets of what `edit` and `upscale` make of gallery pictures: edit, inpaint, outpaint and upscale.webp.
+"""Sheets of what the verbs make of gallery pictures, one for each.
 
-Seeds 1 to 3, every picture that was drawn, nothing picked. The captions say what the commands take besides the file.
+Seeds 1 to 3, or seed 1 for a way and a diff; every picture that was drawn, nothing picked. The captions say what the
+commands take besides the file.
 """
 
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 import mmgen
 from mmgen.images import grid
 from mmgen.inputs import extended, open_picture
+from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.result import Result
 
 HERE = Path(__file__).parent
@@ -22,6 +25,15 @@ INPAINTED = (
 )
 OUTPAINTED = (("0014-", "a turtle on the beach by day"), ("0004-", "a penguin in the snow at night"))
 UPSCALED = ("0010-", "0031-")
+VARIED = ("0004-", "0009-", "0012-")
+MIXED: tuple[tuple[str, str], ...] = (("0002-", "0010-"), ("0004-", "a boat on the ocean at sunset"))
+WAYS: tuple[tuple[str, str], ...] = (
+    ("0002-", "0004-"),
+    ("a red car on the street", "a green house in the desert at night"),
+)
+FRAMES = 6
+DIFFS = (("0002-", "a blue car", "a red car"), ("0020-", "a house at night", "a house by day"))
+AMOUNTS = (0.0, 0.25, 0.5)
 
 
 def given(number: str) -> Image.Image:
@@ -51,6 +63,43 @@ def save(rows: list[tuple[list[Image.Image], list[str]]], name: str) -> None:
     grid(pictures, len(rows[0][0]), captions).save(HERE / f"{name}.webp", quality=90)
 
 
+def shown(part: str) -> Image.Image | str:
+    """A picture of the gallery, or the text itself."""
+    return given(part) if part.endswith("-") else part
+
+
+def save_unclip(pipe: TextToImage, how: dict[str, Any]) -> None:
+    """What is drawn from image embeddings."""
+    save([row([given(number)], "varied", pipe.vary(given(number), **how)) for number in VARIED], "vary")
+
+    rows = []
+    for parts in MIXED:
+        pictures = [part if isinstance(part, Image.Image) else blank() for part in map(shown, parts)]
+        said = " and ".join(part for part in parts if not part.endswith("-")) or "both alike"
+        rows.append(row(pictures, said, pipe.mix([shown(part) for part in parts], **how)))
+    save(rows, "mix")
+
+    how = {"seed": 1, "size": SIDE, "progress": False}
+    rows = []
+    for a, b in WAYS:
+        result = pipe.interpolate(shown(a), shown(b), frames=FRAMES, **how)
+        ends = ["picture" if end.endswith("-") else end for end in (a, b)]
+        rows.append(([*result], [ends[0], *[f"{i}/{FRAMES - 1}" for i in range(1, FRAMES - 1)], ends[1]]))
+    save(rows, "interpolate")
+
+    rows = []
+    for number, before, after in DIFFS:
+        drawn = [pipe.diff_text(given(number), before, after, amount=amount, **how)[0] for amount in AMOUNTS]
+        names = [f"amount {amount}" for amount in AMOUNTS]
+        rows.append(([given(number), *drawn], [f"given; {before} to {after}", *names]))
+    save(rows, "diff-text")
+
+
+def blank() -> Image.Image:
+    """In the place of a text."""
+    return Image.new("RGB", (SIDE, SIDE), "white")
+
+
 def main() -> None:
     pipe = mmgen.load("storybook")
     how = {"seeds": SEEDS, "size": SIDE, "progress": False}
@@ -72,6 +121,8 @@ def main() -> None:
         canvas, mask = extended(given(number).resize((SIDE // 2, SIDE // 2)), *[SIDE // 4] * 4)
         rows.append(row([canvas, mask], prompt, pipe.edit(canvas, prompt, mask=mask, **how)))
     save(rows, "outpaint")
+
+    save_unclip(pipe, how)
 
     rows = []
     for number in UPSCALED:

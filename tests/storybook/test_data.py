@@ -19,17 +19,14 @@ def test_equal_arguments_equal_bytes(bank):
         np.testing.assert_array_equal(drawn.transpose(1, 2, 0), render(scene, 32, bank))
 
 
-def test_texts_without_a_picture_come_after_those_with_one(bank, monkeypatch):
+def test_a_source_says_what_its_pictures_show(bank, monkeypatch):
     monkeypatch.setenv("MMGEN_SPRITES", str(bank.icons_path))
     source = StorybookSource(3)
     source.bank = bank
-    plain, more = source.draw(Order(9, 4, 32)), source.draw(Order(9, 4, 32, texts=5))
-    np.testing.assert_array_equal(more.pixels, plain.pixels)
-    assert more.captions[:4] == plain.captions
-    assert len(more.captions) == len(more.layout) == 9
-    scenes = data.scenes(3, 9, 9)
-    assert more.captions == [scene.caption for scene in scenes]
-    np.testing.assert_array_equal(more.layout, data.layouts(scenes))
+    drawn, scenes = source.draw(Order(9, 4, 32)), data.scenes(3, 9, 4)
+    np.testing.assert_array_equal(drawn.pixels, data.draw(scenes, 32, bank))
+    assert drawn.captions == [scene.caption for scene in scenes]
+    np.testing.assert_array_equal(drawn.layout, data.layouts(scenes))
 
 
 def test_a_layout_says_what_stands_where():

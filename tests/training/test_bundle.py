@@ -61,7 +61,7 @@ def test_a_part_that_is_missing_is_named_and_nothing_is_lost(tmp_path: Path) -> 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny encoder in the layout of the published one, known by its hash."""
-    written = write_bert(tmp_path / "written")
+    written = write_bert(tmp_path / "written", num_hidden_layers=text_encoder.TEXT_LAYER + 1)
     folder = written / "text_encoder"
     (written / "tokenizer" / "vocab.txt").replace(folder / "vocab.txt")
     sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
@@ -74,10 +74,13 @@ def test_pruned_words_have_the_states_that_they_had(published: Path, tmp_path: P
     text_encoder.prune(published, tmp_path / "small", rows)
     BertTokenizer(vocab=str(published / "vocab.txt")).save_pretrained(tmp_path / "whole")
     small = TextEncoder.load(
-        tmp_path / "small" / "text_encoder", tmp_path / "small" / "tokenizer", layer=2, dtype=torch.float32
+        tmp_path / "small" / "text_encoder", tmp_path / "small" / "tokenizer", dtype=torch.float32
     )
-    whole = TextEncoder.load(published, tmp_path / "whole", layer=2, dtype=torch.float32)
+    whole = TextEncoder.load(
+        published, tmp_path / "whole", layer=text_encoder.TEXT_LAYER, dtype=torch.float32
+    )
     assert small.model.config.vocab_size == rows
+    assert small.model.config.num_hidden_layers == text_encoder.TEXT_LAYER
     known = ["a red cat and two blue dogs", "on the left of a car"]
     assert torch.allclose(small.encode(known).text, whole.encode(known).text, atol=0.01)
 

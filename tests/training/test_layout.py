@@ -13,8 +13,8 @@ from mmgen.models import presets
 from mmgen.models.text import TextEncoder
 from mmgen.training import trainer
 from mmgen.training.data import Batch, Order
-from mmgen.training.layout import LayoutHead, TextLayoutHead, output_of
-from mmgen.training.recipes import DecoderRecipe
+from mmgen.training.layout import LayoutHead, MapHead, output_of
+from mmgen.training.recipes import DecoderRecipe, DualEncoderRecipe, PriorRecipe
 from mmgen.training.trainer import Budget, train
 
 
@@ -80,41 +80,6 @@ def test_nothing_in_the_pictures_is_nothing_to_be_right_about() -> None:
     assert math.isnan(right)
 
 
-def silent(sizes: tuple[int, ...]) -> TextLayoutHead:
-    """One that knows nothing: every answer has the score 0."""
-    made = TextLayoutHead(8, sizes)
-    for parameter in made.read.parameters():
-        torch.nn.init.zeros_(parameter)
-    return made
-
-
-def test_words_are_asked_for_every_kind_that_is_there() -> None:
-    layout = torch.zeros(3, 2, 32, 32, dtype=torch.uint8)
-    layout[0, 0, :16], layout[2, 0, :, :8], layout[2, 0, :, 24:] = 2, 1, 3
-    made = silent((4, 3))
-    loss = made(torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool), layout)
-    # the first picture shows one kind, the second none, the third two; half of the cells and a third colour are guessed
-    assert loss.tolist() == pytest.approx(3 * [8 * math.log(2) + math.log(3)])
-    assert made(torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool), 0 * layout).shape == (0,)
-    with torch.no_grad():
-        made.read.bias[:64] = torch.where(torch.arange(64) < 32, 20.0, -20.0)  # the upper half
-        made.read.bias[65] = 20.0  # the first colour
-    layout[0, 1, :16] = 1
-    told = made(torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool), layout)
-    assert told[0].item() < 1e-6
-
-
-def test_words_that_are_padding_say_nothing() -> None:
-    torch.manual_seed(0)
-    made, layout = TextLayoutHead(8, (3,)), torch.ones(1, 1, 32, 32, dtype=torch.uint8)
-    tokens = torch.randn(1, 5, 8)
-    mask = torch.tensor([[True, True, True, False, False]])
-    changed = tokens.clone()
-    changed[:, 3:] += 9
-    assert torch.equal(made(tokens, mask, layout), made(changed, mask, layout))
-    assert not torch.equal(made(tokens, mask, layout), made(tokens, ~mask, layout))
-
-
 def test_outputs_are_kept_inside_the_block_alone() -> None:
     layer = torch.nn.Linear(2, 2)
     with output_of(layer) as kept:
@@ -122,30 +87,6 @@ def test_outputs_are_kept_inside_the_block_alone() -> None:
     layer(torch.ones(1, 2))
     assert len(kept) == 1
     assert kept[0] is inside
-
-
-def test_texts_without_a_picture_teach_the_words_alone(
-    encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(0)
-    recipe = DecoderRecipe(presets.decoder_tiny(), Told(), encoder, batch=4)
-    order = Order(3, 4, 16, texts=4)
-    plain = recipe.source.draw(Order(3, 4, 16))
-    other = recipe.source.draw(Order(5, 4, 16))
-    assert plain.layout is not None
-    assert other.layout is not None
-    more = Batch(plain.pixels, plain.captions + other.captions, np.concatenate([plain.layout, other.layout]))
-    asked: list[int] = []
-    encode = encoder.encode
-    monkeypatch.setattr(encoder, "encode", lambda texts: asked.append(len(texts)) or encode(texts))
-    without, beside = (
-        recipe.loss(order, batch, torch.Generator().manual_seed(1))[1] for batch in (plain, more)
-    )
-    assert asked == [4, 8]  # every text once
-    assert beside["layout_text"] != without["layout_text"]
-    assert {k: v for k, v in beside.items() if k != "layout_text"} == pytest.approx(
-        {k: v for k, v in without.items() if k != "layout_text"}, rel=1e-5, nan_ok=True
-    )
 
 
 @pytest.mark.parametrize("preset", [presets.decoder_tiny, presets.unet_tiny])
@@ -169,8 +110,50 @@ def test_the_lesson_is_learned_and_left_behind(
     after = asked()
     assert after["layout"] < 0.7 * before["layout"]
     assert after["layout_right"] > 0.9
-    assert after["layout_text"] < 0.7 * before["layout_text"]
     again = type(network).from_pretrained(tmp_path / "run" / "decoder")
     assert set(again.state_dict()) == names
     resumed = train(recipe, tmp_path / "run", Budget(steps=31), resume=True, say=lambda _line: None)
     assert resumed.step == state.step + 1
+
+
+def test_a_map_must_tell_the_colours_and_the_things_of_every_cell() -> None:
+    made, pixels = MapHead(4, (3, 2)), torch.zeros(1, 3, 16, 16)
+    pixels[:, 0, :8], pixels[:, 0, 8:] = 0.5, -0.5
+    layout = torch.zeros(1, 2, 32, 32, dtype=torch.uint8)
+    cells = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        made.colours.weight.zero_()
+        made.colours.bias.zero_()
+    without, figures = made(cells, pixels, None)
+    assert without.item() == pytest.approx(0.25 / 3)
+    assert figures == {"colours": pytest.approx(0.25 / 3)}
+    both, figures = made(cells, pixels, layout)
+    assert both.item() == pytest.approx(0.25 / 3 + figures["layout"])
+    assert made.layout is not None
+    wrong, _ = made.layout(cells, layout)
+    assert figures["layout"] == pytest.approx(wrong.item())
+
+
+def test_the_image_embedding_and_the_prior_learn_what_stands_where(
+    encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "WARMUP_STEPS", 2)
+    torch.manual_seed(0)
+    dual = presets.dual_encoder_tiny()
+    recipe = DualEncoderRecipe(dual, Told(), encoder, batch=8, lr=5e-3)
+    before = lesson(recipe)
+    train(recipe, tmp_path / "dual", Budget(steps=30), say=lambda _line: None)
+    assert lesson(recipe) < 0.5 * before
+    prior = PriorRecipe(
+        presets.prior_tiny(), Told(), encoder, dual.eval().requires_grad_(False), batch=8, lr=5e-3
+    )
+    before = lesson(prior)
+    train(prior, tmp_path / "prior", Budget(steps=30), say=lambda _line: None)
+    assert lesson(prior) < 0.5 * before
+
+
+def lesson(recipe: DualEncoderRecipe | PriorRecipe) -> float:
+    """How wrong the map is of a batch that training does not draw."""
+    with torch.no_grad():
+        order = Order(10**6, 8, 16)
+        return recipe.loss(order, recipe.source.draw(order), torch.Generator().manual_seed(0))[1]["layout"]
