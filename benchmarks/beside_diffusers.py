@@ -16,6 +16,7 @@ import copy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,8 +63,9 @@ def load_peers(folder: Path) -> Peers:
 
 
 def asked(pipe: mmgen.TextToImage, count: int = 1) -> Request:
-    """The model's own request but for the sampler, with seeds from 1 on."""
-    return pipe.request(PROMPT, seeds=range(1, 1 + count), stages={"decoder": StageSettings(sampler="euler")})
+    """The model's own request but for the samplers, with seeds from 1 on."""
+    euler = StageSettings(sampler="euler")
+    return pipe.request(PROMPT, seeds=range(1, 1 + count), stages={"prior": euler, "decoder": euler})
 
 
 def decoder_step(peers: Peers, repeats: int) -> Seconds:
@@ -72,7 +74,11 @@ def decoder_step(peers: Peers, repeats: int) -> Seconds:
     decoder, draft = decoder_and_draft(peers.pipe, PROMPT)
 
     def theirs(parts: diffusers_loop.Parts) -> partial[Any]:
-        return partial(diffusers_loop.decode, parts, parts["text_encoder"].encode([PROMPT]), settings, [1])
+        told = draft.text.map(
+            lambda value: value if value.dtype == torch.bool else value.to(parts["decoder"].dtype)
+        )
+        told = replace(told, image_embed=draft.image_embed.to(parts["decoder"].dtype))
+        return partial(diffusers_loop.decode, parts, told, settings, [1])
 
     ways = {
         "untuned": theirs(peers.untuned),
@@ -86,7 +92,8 @@ def decoder_step(peers: Peers, repeats: int) -> Seconds:
 def network_call(peers: Peers, channels: Sequence[int], repeats: int) -> tuple[Seconds, dict[str, int]]:
     """One call with two rows of the stock U-Net and of the decoder's network, and the FLOP of both."""
     stage, draft = decoder_and_draft(peers.pipe, PROMPT)
-    ours, text = stage.network, concat([draft.text, draft.text])
+    ours, text = stage.network, replace(draft.text, image_embed=draft.image_embed.to(stage.network.dtype))
+    text = concat([text, text])
     x = Noise([1, 2]).draw((3, ours.config.sample_size, ours.config.sample_size))
     t, prepared = torch.tensor([0.5, 0.5]), ours.prepare(text)
     stock = diffusers_loop.stock_unet(ours.config.sample_size, channels, ours.config.text_dim).eval()

@@ -1,16 +1,18 @@
 """A storybook cascade as a pipeline of diffusers drives one, to be measured beside mmgen: it prints nothing.
 
 Its weights come by `from_pretrained`, its steps from FlowMatchEulerDiscreteScheduler, its thresholding from
-DDPMScheduler; the keys and values of the text are computed in every call, as the networks of diffusers do. What only
-our networks ask for: they say x0, which becomes the velocity that the scheduler expects, and super-resolution diffuses
-what the enlarged picture lacks. A prior has no part in it.
+DDPMScheduler; the text is read anew in every call, as the networks of diffusers do. What only our networks ask for:
+they say x0, which becomes the velocity that the scheduler expects, and super-resolution diffuses what the enlarged
+picture lacks.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ from torch import Tensor, nn
 
 from mmgen.conditioning import Conditioning, concat
 from mmgen.memory import choose_dtype
+from mmgen.models.prior import DiffusionPrior
 from mmgen.models.text import TextEncoder
 from mmgen.noise import Noise
-from mmgen.pipelines.families import DECODER
+from mmgen.pipelines.families import DECODER, PRIOR
+from mmgen.pipelines.prior_stage import CANDIDATES
 from mmgen.pipelines.sampling import guided_pair
 from mmgen.pipelines.super_res_stage import enlarge
 from mmgen.types import StageSettings
@@ -95,28 +99,71 @@ def text_tokens(network: Any, cond: Conditioning) -> Tensor:
     return seen[0]
 
 
+def reading(network: Any, cond: Conditioning) -> Callable[[], Any]:
+    """What a network is told, from a function that reads the text anew at every call."""
+    if isinstance(network, DiffusionPrior):
+        return partial(network.prepare, cond)
+    prepared, tokens = network.prepare(cond), text_tokens(network, cond)
+    return lambda: prepared._replace(
+        text_kv=[block.text_keys_values(tokens) for block in network._attention_blocks()]
+    )
+
+
 @torch.no_grad()
-def guided(network: Any, text: Conditioning, settings: StageSettings, x: Tensor) -> Iterator[Tensor]:
-    """The guided loop of a decoder, both halves in one call: x after every step."""
-    cond, null = guided_pair(text, None)
-    both = concat([null, cond])
-    prepared, tokens = network.prepare(both), text_tokens(network, both)
+def guided(
+    network: Any, cond: Conditioning, null: Conditioning, settings: StageSettings, x: Tensor
+) -> Iterator[Tensor]:
+    """The guided loop of a prior or a decoder, both halves in one call: x after every step."""
+    read = reading(network, concat([null, cond]))
     scheduler, limit = scheduler_of(settings.steps or 1), limiter(settings)
     for sigma, t in zip(scheduler.sigmas[:-1], scheduler.timesteps, strict=True):
-        kv = [block.text_keys_values(tokens) for block in network._attention_blocks()]
         rows = torch.cat([x, x]).to(network.dtype)
-        out = network(rows, sigma.expand(len(rows)), prepared._replace(text_kv=kv)).float()
-        without, asked = out.chunk(2)
-        x0 = limit._threshold_sample(without + settings.guidance_scale * (asked - without))
+        without, asked = network(rows, sigma.expand(len(rows)), read()).float().chunk(2)
+        x0 = without + settings.guidance_scale * (asked - without)
+        if settings.threshold is not None:
+            x0 = limit._threshold_sample(x0)
         x = scheduler.step((x - x0) / sigma, t, x, return_dict=False)[0]
         yield x
 
 
-def decode(parts: Parts, text: Conditioning, settings: StageSettings, seeds: Sequence[int]) -> Tensor:
-    """The decoder's pictures, [B, 3, H, W] in [-1, 1]."""
-    network = parts["decoder"]
+@torch.no_grad()
+def embed(parts: Parts, text: Conditioning, settings: StageSettings, seeds: Sequence[int]) -> Tensor:
+    """The prior's image embeddings, [B, E]: of several for each text, that which its own embedding fits best."""
+    network, noise = parts["prior"], Noise(seeds, "prior")
+    cond, null = guided_pair(text, None)
+    drawn = []
+    for _ in range(CANDIDATES):
+        for x in guided(network, cond, null, settings, noise.draw((network.config.embed_dim,))):
+            last = x
+        drawn.append(torch.nn.functional.normalize(last, dim=1))
+    candidates = torch.stack(drawn)
+    fit = (candidates * parts["dual_encoder"].text_embed(text)[None]).sum(2)
+    return candidates[fit.argmax(0), torch.arange(len(seeds))]
+
+
+def told(parts: Parts, prompts: Sequence[str], prior: StageSettings, seeds: Sequence[int]) -> Conditioning:
+    """What the decoder is told of prompts: their text and the image embeddings that the prior draws."""
+    text = parts["text_encoder"].encode(prompts)
+    drawn = embed(parts, text, prior, seeds)
+    return replace(text, image_embed=drawn.to(parts["decoder"].dtype))
+
+
+def steps_of(
+    parts: Parts, cond: Conditioning, settings: StageSettings, seeds: Sequence[int]
+) -> Iterator[Tensor]:
+    """x after every step of the decoder."""
+    network, shown = parts["decoder"], torch.zeros(len(seeds), dtype=torch.bool)
+    text, null = (
+        replace(side, image_embed=cond.image_embed, drop_image=drop)
+        for side, drop in zip(guided_pair(cond, None), (shown, ~shown), strict=True)
+    )
     size = network.config.sample_size
-    for x in guided(network, text, settings, Noise(seeds, "decoder").draw((3, size, size))):
+    return guided(network, text, null, settings, Noise(seeds, "decoder").draw((3, size, size)))
+
+
+def decode(parts: Parts, cond: Conditioning, settings: StageSettings, seeds: Sequence[int]) -> Tensor:
+    """The decoder's pictures, [B, 3, H, W] in [-1, 1]. cond: what it is told."""
+    for x in steps_of(parts, cond, settings, seeds):
         image = x
     return image.clamp(-1, 1)
 
@@ -146,7 +193,7 @@ def draw(
     parts: Parts, prompts: Sequence[str], seeds: Sequence[int], stages: Mapping[str, StageSettings]
 ) -> list[Image]:
     """The whole cascade: one picture for each prompt, with the seed beside it, all in one batch."""
-    image = decode(parts, parts["text_encoder"].encode(prompts), stages["decoder"], seeds)
+    image = decode(parts, told(parts, prompts, stages["prior"], seeds), stages["decoder"], seeds)
     for name in [name for name in stages if name.startswith("super-res")]:
         image = enlarged(parts["super_res"], image, stages[name], Noise(seeds, name))
     pictures: list[Image] = VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(image / 2 + 0.5))
@@ -156,6 +203,5 @@ def draw(
 def first_step(folder: str, way: str, prompt: str) -> Tensor:
     """From nothing to x after the first step of the decoder. way: untuned or tuned."""
     parts = load(Path(folder), tuned=way == "tuned")
-    size = parts["decoder"].config.sample_size
-    text = parts["text_encoder"].encode([prompt])
-    return next(guided(parts["decoder"], text, DECODER, Noise([1], "decoder").draw((3, size, size))))
+    prior, decoder = (replace(default, sampler="euler") for default in (PRIOR, DECODER))
+    return next(steps_of(parts, told(parts, [prompt], prior, [1]), decoder, [1]))

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmgen.errors import UsageError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Of what is free on a device, for weights that stay there. The rest is for what stages compute, which grows with the
+# pictures and not with the weights: rather too much, for moving weights costs seconds and running out costs the run.
+WEIGHTS_SHARE = 0.5
+
+Out = TypeVar("Out")
+Outcome = TypeVar("Outcome")
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -52,6 +60,74 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
     module = module.eval().requires_grad_(False)
     # not Module.to(dtype) of diffusers' mixin, which prints; one pass does all three
     return nn.Module.to(module, device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def free_bytes(device: torch.device) -> int:
+    """What tensors may still take on a CUDA or MPS device, with what this process has reserved there and not used."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+
+
+class Residency:
+    """Keeps the networks of a model on the device if they fit there together, else only those whose turn it is.
+
+    networks: all of them, frozen and on the CPU. They fit if their parameters and buffers take at most WEIGHTS_SHARE of
+    `free_bytes` now. Nothing else is counted: activations, attention and a library's workspace depend on the batch, the
+    pictures' side and the kernels, and are not known before a run. Nor is it checked that each stage fits by itself:
+    torch says so when it does not. Where the device is the CPU, nothing is ever moved.
+    A context, at whose end the networks of a turn are moved out, however it comes.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module], device: torch.device) -> None:
+        self._device, everything = device, list(networks)
+        # of networks that are moved in for a turn: their parameters on the CPU
+        self._homes: dict[nn.Module, list[Tensor]] = {}
+        self.fits = True
+        if device.type != "cpu":
+            self.fits = sum(map(_bytes, everything)) <= WEIGHTS_SHARE * free_bytes(device)
+            for network in everything if self.fits else ():
+                nn.Module.to(network, device)
+
+    def turn(
+        self, networks: Sequence[nn.Module], run: Generator[Out, None, Outcome]
+    ) -> Generator[Out, None, Outcome]:
+        """Pass the values of a generator on, with its networks on the device whenever it works."""
+        while True:
+            self.hold(networks)  # each time: another run of the same model may have had its turn in between
+            try:
+                value = next(run)
+            except StopIteration as done:
+                outcome: Outcome = done.value
+                return outcome
+            yield value
+
+    @torch.inference_mode(False)  # what is made in that mode could never be changed outside
+    def hold(self, networks: Sequence[nn.Module]) -> None:
+        """Move all others out, then these in; one that is there stays."""
+        if self.fits:
+            return
+        for network in [there for there in self._homes if there not in networks]:
+            # nothing is copied back, because frozen weights are the same as those that were kept
+            for parameter, home in zip(network.parameters(), self._homes[network], strict=True):
+                parameter.data = home
+            nn.Module.to(network, "cpu")  # its buffers
+            del self._homes[network]  # last, so that an interruption here loses nothing
+        for network in networks:
+            if network not in self._homes:
+                self._homes[network] = [parameter.data for parameter in network.parameters()]
+                nn.Module.to(network, self._device)
+
+    def __enter__(self) -> Residency:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.hold(())
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
 
 
 def reset_peak(device: torch.device) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 
+import torch
+
 from mmgen.errors import UsageError
+from mmgen.memory import Residency
 from mmgen.noise import Noise
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.stage import Draft, Stage
@@ -14,10 +17,14 @@ from mmgen.types import StageSettings
 
 
 class Cascade:
-    """Ordered stages. Raises UsageError when a stage needs what no stage before it gives."""
+    """Ordered stages. Raises UsageError when a stage needs what no stage before it gives.
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    residency: of their networks; None: they stay where they are.
+    """
+
+    def __init__(self, stages: Sequence[Stage], residency: Residency | None = None) -> None:
         self.stages = tuple(stages)
+        self.residency = Residency((), torch.device("cpu")) if residency is None else residency
         known = {"prompts"}
         for stage in self.stages:
             if missing := sorted(stage.needs - known):
@@ -44,7 +51,7 @@ class Cascade:
         """The chain that ends with pictures of this side. Raises UsageError if none does."""
         for i, stage in enumerate(self.stages):
             if stage.size == size:
-                return Cascade(self.stages[: i + 1])
+                return Cascade(self.stages[: i + 1], self.residency)
         raise UsageError(f"no stage gives pictures of {size} px: choose {' or '.join(map(str, self.sizes))}")
 
     def resolve(self, given: Mapping[str, StageSettings]) -> dict[str, StageSettings]:
@@ -66,12 +73,13 @@ class Cascade:
     ) -> Generator[Step, None, Draft]:
         """Every stage in turn, each with its own noise and watched by the clock. Yields every step of every stage.
 
-        stages: as `resolve` gives them.
+        stages: as `resolve` gives them. Networks that do not fit on the device together are there for their turn only.
         """
-        for stage in self.stages:
-            settings = stages.get(stage.name, StageSettings())
-            run = stage.run(draft, settings, Noise(seeds, stage.name))
-            draft = yield from clock.watch(stage.name, run)
+        with self.residency:
+            for stage in self.stages:
+                settings = stages.get(stage.name, StageSettings())
+                run = stage.run(draft, settings, Noise(seeds, stage.name))
+                draft = yield from clock.watch(stage.name, self.residency.turn(stage.networks, run))
         return draft
 
 

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from mmgen.conditioning import Conditioning
 from mmgen.errors import UsageError
@@ -46,6 +47,7 @@ class DecoderStage:
         by: Sampler | None = None,
     ) -> None:
         self.network, self.defaults, self.prior, self._by = network, defaults, prior, by
+        self.networks: tuple[nn.Module, ...] = (network,)
         if by is not None:
             self.takes = self.takes - {"sampler", "eta", "resample"}
             self.defaults = replace(defaults, sampler=None, eta=None, resample=None)

@@ -95,10 +95,7 @@ class MmgenPipeline(DiffusionPipeline):
         folder = find(Path(pretrained_model_name_or_path))
         check_folder(folder)
         index, family = read_index(folder)
-        parts = {
-            name: read_component(folder, name, index, torch.device("cpu"), dtype)
-            for name in family.components
-        }
+        parts = {name: read_component(folder, name, index, dtype) for name in family.components}
         encoder = parts.pop("text_encoder")
         said = {k: v for k, v in index.items() if not k.startswith("_") and k not in family.components}
         return cls(

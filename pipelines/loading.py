@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from mmgen import __version__
 from mmgen.errors import ModelError
-from mmgen.memory import choose_device, choose_dtype, place
+from mmgen.memory import Residency, choose_device, choose_dtype, place
 from mmgen.models.text import TextEncoder
 from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.catalogue import find, kind_of, read_index
@@ -44,13 +44,14 @@ def load(
     folder = find(name_or_folder)
     files = check_folder(folder)
     index, family = read_index(folder)
-    parts = {name: read_component(folder, name, index, on, number) for name in family.components}
+    parts = {name: read_component(folder, name, index, number) for name in family.components}
     try:
         stages = family.join(parts, index)
     except ValueError as error:
         raise ModelError(f"checkpoint {folder.name}: {error}") from None
+    networks = [part.model if isinstance(part, TextEncoder) else part for part in parts.values()]
     return TextToImage(
-        Cascade(stages),
+        Cascade(stages, Residency(networks, on)),
         name=str(index.get("name", folder.name)),
         digest=digest(files),
         device=on,
@@ -82,18 +83,20 @@ def write_checkpoint(
     write_manifest(folder)
 
 
-def read_component(
-    folder: Path, name: str, index: Mapping[str, Any], device: torch.device, dtype: torch.dtype
-) -> Any:
-    """One component of a checkpoint as its index names it, ready to draw. Raises ModelError if it is not sound."""
+def read_component(folder: Path, name: str, index: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """One component of a checkpoint as its index names it, on the CPU and ready to draw.
+
+    Raises ModelError if it is not sound.
+    """
     module, kind = index[name]
+    cpu = torch.device("cpu")
     if module == "transformers":
         layer = index.get("text_layer", -1)
         encoder = TextEncoder.load(folder / name, folder / "tokenizer", layer=layer, dtype=dtype)
         _check_finite(name, encoder.model.state_dict())
-        place(encoder.model, device, dtype)
+        place(encoder.model, cpu, dtype)
         return encoder
-    return place(read_network(folder / name, getattr(importlib.import_module(module), kind)), device, dtype)
+    return place(read_network(folder / name, getattr(importlib.import_module(module), kind)), cpu, dtype)
 
 
 def read_network(folder: Path, network_class: Any) -> Any:

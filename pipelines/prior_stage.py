@@ -6,7 +6,7 @@ from collections.abc import Generator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmgen.conditioning import Conditioning, given
 from mmgen.models.dual_encoder import DualEncoder
@@ -35,6 +35,7 @@ class PriorStage:
 
     def __init__(self, network: DiffusionPrior, dual: DualEncoder, defaults: StageSettings) -> None:
         self.network, self.dual, self.defaults = network, dual, defaults
+        self.networks: tuple[nn.Module, ...] = (network, dual)
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
         if draft.image_embed is not None:

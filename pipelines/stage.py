@@ -6,7 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmgen.conditioning import Conditioning
 from mmgen.noise import Noise
@@ -40,8 +40,9 @@ class Stage(Protocol):
     """One link of the chain.
 
     needs, gives: fields of the Draft. takes: the settings it uses, fields of StageSettings. defaults: what they are
-    when nobody says. size: side in pixels of the pictures it gives, None if it gives none. run is given every setting,
-    defaults included (`Cascade.resolve`), yields a Step after every step and returns the new Draft.
+    when nobody says. size: side in pixels of the pictures it gives, None if it gives none. networks: what must be on
+    the device while it runs. run is given every setting, defaults included (`Cascade.resolve`), yields a Step after
+    every step and returns the new Draft.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Stage(Protocol):
     takes: frozenset[str]
     defaults: StageSettings
     size: int | None
+    networks: tuple[nn.Module, ...]
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]: ...
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmgen import threshold
 from mmgen.conditioning import Conditioning
@@ -38,6 +38,7 @@ class SuperResStage:
 
     def __init__(self, network: ConditionedUNet, defaults: StageSettings, *, size: int) -> None:
         self.network, self.defaults = network, defaults
+        self.networks: tuple[nn.Module, ...] = (network,)
         self.size: int | None = size
         self.name = f"super-res-{size}"
 

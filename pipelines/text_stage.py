@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import replace
 
+from torch import nn
+
 from mmgen.models.text import TextEncoder
 from mmgen.noise import Noise
 from mmgen.pipelines.stage import Draft
@@ -24,6 +26,7 @@ class TextStage:
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder = encoder
+        self.networks: tuple[nn.Module, ...] = (encoder.model,)
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
         yield from ()

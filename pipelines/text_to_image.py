@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,8 @@ class TextToImage:
         def draw(images: list[Image], clock: Clock) -> Generator[Step, None, Result]:
             draft = Draft(request.prompts, image=to_tensor([given]).to(self.device))
             run = stage.run(draft, request.stages[stage.name], Noise(request.seeds, stage.name))
-            draft = yield from clock.watch(stage.name, run)
+            with self.cascade.residency as residency:
+                draft = yield from clock.watch(stage.name, residency.turn(stage.networks, run))
             assert draft.image is not None
             images += to_pil(draft.image)
             return self._result(request, images, clock)
@@ -411,10 +413,11 @@ class TextToImage:
         clock = Clock(self.device)
         batches = len(_batches(request.pictures(), self.batch_size))
         try:
-            with following(progress, batches) as views:
+            # closed at once when a view fails: a run that only stands still keeps its networks on the device
+            with following(progress, batches) as views, closing(draw(images, clock)) as run:
                 if on_step_end is not None:
                     views.append(step_end(self, on_step_end))
-                return drain(draw(images, clock), views)
+                return drain(run, views)
         except KeyboardInterrupt:
             if not images:
                 raise

@@ -21,7 +21,7 @@ from mmgen.pipelines.cascade import Cascade, complete
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.decoder_stage import INVERSION, DecoderStage
 from mmgen.pipelines.families import no_image_embed
-from mmgen.pipelines.stage import Draft, finish
+from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.schedulers.samplers import Step
 from mmgen.types import Request, StageSettings
 
@@ -129,8 +129,9 @@ class Unclip:
 
         pictures: those that the request starts from, in RGB and in their order. done: takes what is drawn.
         """
-        parts = self._parts(request, pictures, clock)
-        change = self._change(request, clock) if request.verb == "diff-text" else None
+        with self.cascade.residency:
+            parts = self._parts(request, pictures, clock)
+            change = self._change(request, clock) if request.verb == "diff-text" else None
         singles = list(request.singles())
         for i in range(0, len(singles), batch_size):
             batch = singles[i : i + batch_size]
@@ -161,38 +162,44 @@ class Unclip:
 
     def _picture(self, picture: Image, request: Request, clock: Clock) -> Part:
         """Its middle square as an embedding and, where it is to come back, as noise."""
-        side = self.decoder.network.config.sample_size
-        pixels = to_tensor([resize(picture, (side, side))]).to(self.decoder.network.device)
+        side, dual = self.decoder.network.config.sample_size, self.prior.dual
+        pixels = to_tensor([resize(picture, (side, side))])
+        self.cascade.residency.hold([dual])
         with torch.inference_mode():
-            embed = self.prior.dual.image_embed(pixels.to(self.prior.dual.dtype))
+            embed = dual.image_embed(pixels.to(dual.device, dual.dtype))
         if request.verb not in ("interpolate", "diff-text"):
             return Part(embed)
         draft = replace(self._encoded("", clock), image=pixels, image_embed=embed)
         run = self.decoder.invert(draft, request.stages[self.decoder.name])
-        return Part(embed, finish(clock.watch(INVERSION, run)).start)
+        return Part(embed, self._outcome(INVERSION, self.decoder, run, clock).start)
 
     def _text(self, text: str, seed: int, request: Request, clock: Clock) -> Part:
         """The embedding that the prior draws for it; beside a picture that comes back, with the seed's noise."""
         draft, noise = self._encoded(text, clock), Noise((seed,), self.prior.name)
         run = self.prior.run(draft, request.stages[self.prior.name], noise)
-        embed = finish(clock.watch(self.prior.name, run)).image_embed
+        embed = self._outcome(self.prior.name, self.prior, run, clock).image_embed
         assert embed is not None
         if request.verb != "interpolate" or all(request.prompts):
             return Part(embed)
         side = self.decoder.network.config.sample_size
         start = Noise((seed,), self.decoder.name).draw((3, side, side))
-        return Part(embed, start.to(self.decoder.network.device))
+        return Part(embed, start.to(embed.device))
 
     def _change(self, request: Request, clock: Clock) -> tuple[Tensor, Tensor]:
         """Both texts of a diff as the dual encoder sees them, each [1, E]."""
         drafts = [self._encoded(text, clock).text for text in request.prompts]
+        self.cascade.residency.hold([self.prior.dual])
         with torch.inference_mode():
             before, after = (self.prior.dual.text_embed(cond) for cond in drafts if cond is not None)
         return before, after
 
     def _encoded(self, text: str, clock: Clock) -> Draft:
         run = self.text.run(Draft((text,)), StageSettings(), Noise((0,), self.text.name))
-        return finish(clock.watch(self.text.name, run))
+        return self._outcome(self.text.name, self.text, run, clock)
+
+    def _outcome(self, name: str, stage: Stage, run: Generator[Step, None, Draft], clock: Clock) -> Draft:
+        """What a stage makes in its turn. name: of its record."""
+        return finish(clock.watch(name, self.cascade.residency.turn(stage.networks, run)))
 
 
 def _aim(single: Request, parts: Sequence[Part], change: tuple[Tensor, Tensor] | None) -> Part:

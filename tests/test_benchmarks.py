@@ -32,8 +32,8 @@ def scripts() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint that draws without a prior, as the bundled one."""
-    return write_tiny(tmp_path_factory.mktemp("models") / "tiny", image_embed="none")
+    """A tiny checkpoint that draws by a prior, as the bundled one."""
+    return write_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")

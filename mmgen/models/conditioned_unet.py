@@ -169,7 +169,7 @@ class ConditionedUNet(ModelMixin, ConfigMixin):
     def _lowest(self, x: Tensor, vector: Tensor, kv: Iterator[KeysValues], prepared: Prepared) -> Tensor:
         """The lowest features through the middle, with what the image embedding says of them."""
         if (told := prepared.image_map) is not None:
-            x = x + nn.functional.adaptive_avg_pool2d(told, x.shape[-2:])
+            x = x + nn.functional.interpolate(told, x.shape[-2:], mode="area")
         out: Tensor = self.middle(x, vector, kv, prepared.text_mask)
         return out
 

@@ -77,7 +77,7 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         text_kv = []
         for layer in self.trunk:
-            x, kv = layer.read(x, mask)
+            x, kv = layer(x, mask)
             text_kv.append(kv)
         return PreparedPrior(text_kv, mask)
 
@@ -91,6 +91,6 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         x = torch.stack([time, self.x_in(x_t), self.query.to(time.dtype).expand_as(time)], dim=1)
         mask = torch.cat([prepared.mask, prepared.mask.new_ones(len(x), 3)], dim=1)
         for layer, text_kv in zip(self.trunk, prepared.text_kv, strict=True):
-            x, _ = layer.read(x, mask, text_kv)
+            x, _ = layer(x, mask, text_kv)
         out: Tensor = self.out(self.norm(x[:, -1]))
         return out

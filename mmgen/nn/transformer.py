@@ -12,7 +12,11 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention and a feed-forward part. x: [B, L, D]; mask: [B, L] bool, True where a token may be seen."""
+    """Self-attention and a feed-forward part.
+
+    forward: x [B, L, D]; mask [B, M + L] bool, True where a token may be seen; before: keys and values of M other
+    tokens that these see too, [B, heads, M, d] each. Returns x, and its own keys and values for others to see.
+    """
 
     def __init__(self, dim: int, *, heads: int = 4, expansion: int = 4) -> None:
         super().__init__()
@@ -26,23 +30,15 @@ class TransformerLayer(nn.Module):
         self.inner = nn.Linear(dim, expansion * dim)
         self.outer = nn.Linear(expansion * dim, dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.read(x, mask)[0]
-
-    def read(
-        self, x: Tensor, mask: Tensor | None, before: KeysValues | None = None
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, before: KeysValues | None = None
     ) -> tuple[Tensor, KeysValues]:
-        """The layer's output, and the keys and values of these tokens for others that come to see them.
-
-        before: keys and values of other tokens, [B, heads, M, d] each, that these see too; mask is then [B, M + L].
-        """
         q, k, v = (self._split(part) for part in self.qkv(self.norm1(x)).chunk(3, dim=-1))
         own = k, v
         if before is not None:
             k, v = torch.cat([before[0], k], dim=2), torch.cat([before[1], v], dim=2)
         x = x + self.out(attention(q, k, v, mask).transpose(1, 2).flatten(2))
-        out: Tensor = x + self.outer(F.gelu(self.inner(self.norm2(x)), approximate="tanh"))
-        return out, own
+        return x + self.outer(F.gelu(self.inner(self.norm2(x)), approximate="tanh")), own
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -63,6 +59,6 @@ class TextAdapter(nn.Module):
     def forward(self, text: Tensor, mask: Tensor) -> Tensor:
         x = self.project(text)
         for layer in self.layers:
-            x = layer(x, mask)
+            x, _ = layer(x, mask)
         out: Tensor = self.norm(x)
         return out

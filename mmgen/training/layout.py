@@ -66,7 +66,7 @@ class MapHead(nn.Module):
         Returns the loss [B], the squared error of the mean colours of all cells and the cross entropy of what stands in
         them, and figures for the log.
         """
-        blurred = F.adaptive_avg_pool2d(pixels, cells.shape[-2:])
+        blurred = F.interpolate(pixels, cells.shape[-2:], mode="area")
         loss = (self.colours(cells).float() - blurred).square().flatten(1).mean(1)
         figures = {"colours": loss.mean().item()}
         if self.layout is not None and layout is not None:

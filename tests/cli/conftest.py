@@ -32,6 +32,7 @@ class NoiseStage:
     takes = frozenset({"steps", "sampler", "eta", "guidance_scale", "threshold"})
     defaults = StageSettings(steps=3, sampler="ddim", guidance_scale=3.0, threshold=0.995)
     size = 8
+    networks = ()
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
         if "stop" in draft.prompts[0]:

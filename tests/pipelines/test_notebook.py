@@ -43,6 +43,7 @@ class Easel:
     takes = frozenset({"steps"})
     defaults = StageSettings(steps=2)
     size = 8
+    networks = ()
 
     def __init__(self, stop_at: int | None) -> None:
         self.stop_at = stop_at

@@ -226,6 +226,7 @@ class _Slow:
     gives = frozenset({"image"})
     takes: frozenset[str] = frozenset()
     defaults = StageSettings()
+    networks = ()
 
     def __init__(self, name: str, now: list[float], size: int | None = None) -> None:
         self.name, self.now, self.size = name, now, size
