@@ -9,8 +9,8 @@ from typing import Any
 from mmgen.errors import UsageError
 from mmgen.types import StageSettings
 
-PRIOR = StageSettings(steps=16, sampler="ddpm", guidance_scale=2.0)
-DECODER = StageSettings(steps=32, sampler="ddpm", guidance_scale=2.0, threshold=0.995, threshold_cap=1.5)
+PRIOR = StageSettings(steps=16, sampler="ddpm", guidance_scale=3.0)
+DECODER = StageSettings(steps=32, sampler="ddpm", guidance_scale=1.5, threshold=0.995, threshold_cap=1.5)
 SUPER_RES = StageSettings(steps=2, sampler="ddim", threshold="clip", noise_level=0.05)
 
 

@@ -49,10 +49,12 @@ def right_half() -> Image.Image:
     return mask
 
 
-def row(shown: list[Image.Image], caption: str, result: Result) -> tuple[list[Image.Image], list[str]]:
-    """What was given, then what was drawn of it, with captions."""
+def row(
+    shown: list[Image.Image], caption: str, result: Result, second: str = "mask"
+) -> tuple[list[Image.Image], list[str]]:
+    """What was given, then what was drawn of it, with captions. second: what a second picture is."""
     drawn = [f"seed {seed}" for seed in result.request.seeds]
-    names = ["given", *["mask"] * (len(shown) - 1)]
+    names = ["given", second][: len(shown)]
     return [*shown, *result], [*names[:-1], f"{names[-1]}; {caption}", *drawn]
 
 
@@ -75,8 +77,9 @@ def save_unclip(pipe: TextToImage, how: dict[str, Any]) -> None:
     rows = []
     for parts in MIXED:
         pictures = [part if isinstance(part, Image.Image) else blank() for part in map(shown, parts)]
-        said = " and ".join(part for part in parts if not part.endswith("-")) or "both alike"
-        rows.append(row(pictures, said, pipe.mix([shown(part) for part in parts], **how)))
+        said = next((part for part in parts if not part.endswith("-")), "both alike")
+        second = "given" if said == "both alike" else "the text"
+        rows.append(row(pictures, said, pipe.mix([shown(part) for part in parts], **how), second))
     save(rows, "mix")
 
     how = {"seed": 1, "size": SIDE, "progress": False}

@@ -28,8 +28,9 @@ from mmgen.models import presets
 from mmgen.noise import Noise
 from mmgen.pipelines.catalogue import verify
 from mmgen.pipelines.checkpoint import write_manifest
-from mmgen.pipelines.families import DECODER
+from mmgen.pipelines.families import DECODER, PRIOR, SUPER_RES
 from mmgen.pipelines.loading import VOCABULARY
+from mmgen.pipelines.prior_stage import CANDIDATES
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.schedulers.interop import MmgenScheduler
@@ -407,7 +408,7 @@ def test_bars_are_shown_as_they_are_set(tiny_folder: Path, capsys: pytest.Captur
     pipe = MmgenPipeline.from_pretrained(tiny_folder)
     images(pipe, side=64)
     shown = capsys.readouterr().err
-    assert all(f"{total}/{total}" in shown for total in (16, 2))
+    assert all(f"{total}/{total}" in shown for total in (CANDIDATES * PRIOR.steps, SUPER_RES.steps))
     images(quiet(pipe), side=64)
     assert capsys.readouterr().err == ""
 

@@ -273,7 +273,9 @@ def test_every_setting_that_a_stage_takes_changes_its_picture(pipe: TextToImage,
     draft = replace(told, image=Noise([1, 2]).draw((3, 16, 16)).clamp(-1, 1))
 
     def drawn(one: Any, **given: Any) -> torch.Tensor:
-        strong = {"guidance_scale": 4.0} if "guidance_scale" in one.takes else {}  # out of range, within the cap
+        strong = (
+            {"guidance_scale": 4.0} if "guidance_scale" in one.takes else {}
+        )  # out of range, within the cap
         return [step.x0 for step in start(one, draft, [1, 2], **{"steps": 3, **strong, **given})][-1]
 
     for name in ("prior", "decoder", "super-res-64"):
