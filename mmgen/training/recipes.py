@@ -90,7 +90,7 @@ class DecoderRecipe:
         return losses.mean() + WEIGHT * layout.mean(), figures
 
     def _condition(self, x0: Tensor, words: Conditioning, generator: torch.Generator) -> Conditioning:
-        """What the network is told of the pictures. words: of their captions."""
+        """What the network is told of the pictures, some of it dropped. words: of their captions."""
         draw = torch.rand(len(x0), generator=generator, device=x0.device)
         text = image = draw < DROP_BOTH
         embed = None
@@ -247,7 +247,9 @@ class PriorRecipe:
         losses = velocity_loss(x0_pred, x0, t)
         fit = torch.nn.functional.cosine_similarity(x0_pred.detach().float(), x0, dim=1)
         figures = {"cosine": fit.mean().item(), **by_noise_level(losses.detach(), t)}
-        layout = None if drawn.layout is None else torch.from_numpy(drawn.layout).repeat_interleave(LEVELS, 0)
+        layout = None
+        if drawn.layout is not None:
+            layout = torch.from_numpy(drawn.layout).to(device).repeat_interleave(LEVELS, 0)
         cells = self.head["unfold"](torch.nn.functional.normalize(state[0], dim=1))
         told, of_map = self.head["read"](cells, pixels.repeat_interleave(LEVELS, 0), layout)
         return losses.mean() + PRIOR_WEIGHT * told.mean(), figures | of_map
