@@ -70,14 +70,12 @@ def asked(pipe: mmgen.TextToImage, count: int = 1) -> Request:
 
 def decoder_step(peers: Peers, repeats: int) -> Seconds:
     """One guided step of the decoder: a whole run of it, divided by its steps."""
-    settings = asked(peers.pipe).stages["decoder"]
+    stages = asked(peers.pipe).stages
+    settings = stages["decoder"]
     decoder, draft = decoder_and_draft(peers.pipe, PROMPT)
 
     def theirs(parts: diffusers_loop.Parts) -> partial[Any]:
-        told = draft.text.map(
-            lambda value: value if value.dtype == torch.bool else value.to(parts["decoder"].dtype)
-        )
-        told = replace(told, image_embed=draft.image_embed.to(parts["decoder"].dtype))
+        told = diffusers_loop.told(parts, [PROMPT], stages["prior"], [1])
         return partial(diffusers_loop.decode, parts, told, settings, [1])
 
     ways = {

@@ -31,7 +31,7 @@ class Prepared(NamedTuple):
     """
 
     vector: Tensor
-    text_kv: list[tuple[Tensor, Tensor]]
+    text_kv: list[KeysValues]
     text_mask: Tensor | None
     image_map: Tensor | None
     low_res: Tensor | None

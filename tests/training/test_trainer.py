@@ -380,6 +380,18 @@ def test_start_without_a_dual_encoder_folder(tmp_path: Path, pictures: Path) -> 
         )
 
 
+def test_a_fresh_decoder_begins_with_the_unfolding_that_the_dual_encoder_learned(
+    tmp_path: Path, pictures: Path
+) -> None:
+    text = write_bert(tmp_path / "text", num_hidden_layers=start.TEXT_LAYER)
+    dual = presets.dual_encoder_storybook()
+    trainer.save_network(dual, tmp_path / "dual")
+    made = start._recipe("decoder", str(pictures), None, text, tmp_path / "dual", 0)
+    assert torch.equal(made.network.unfold.linear.weight, dual.unfold.linear.weight.bfloat16().float())
+    alone = start._recipe("decoder", str(pictures), None, text, None, 0)
+    assert not torch.equal(alone.network.unfold.linear.weight, made.network.unfold.linear.weight)
+
+
 # Every recipe takes a step.
 
 
