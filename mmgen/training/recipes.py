@@ -25,15 +25,21 @@ from mmgen.training.layout import (
     MapHead,
     output_of,
 )  # fmt: skip
-from mmgen.training.losses import by_noise_level, contrastive_loss, sample_times, velocity_loss
+from mmgen.training.losses import (
+    by_noise_level,
+    contrast_weight,
+    contrastive_loss,
+    sample_times,
+    velocity_loss,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from mmgen.evaluation.judge import Judge
 
 SMALL_UNTIL = 0.33  # of the budget: until here half-size pictures, a quarter of the cost
-DROP_BOTH, DROP_IMAGE, DROP_TEXT = 0.1, 0.15, 0.15
+DROP_BOTH, DROP_IMAGE, DROP_TEXT = 0.1, 0.05, 0.1
 # At most, as a share of the embedding's own length: a prior's embeddings are never quite those of pictures.
-EMBED_NOISE = 0.5
+EMBED_NOISE = 0.3
 LEVELS = 4  # of noise for each text that the prior reads
 MAX_NOISE_LEVEL = 0.4
 MAX_LOG_SCALE = 4.6  # a factor of 100, as in CLIP
@@ -74,18 +80,19 @@ class DecoderRecipe:
         x0 = drawn.tensor(generator.device)
         words = self.text.encode(drawn.captions)
         cond = self._condition(x0, words, generator)
-        # large flat things show through the noise up to 0.95: only above must be heard what stands where
-        t = sample_times(order.count, generator, x0.device, mean=1.2, std=1.6)
+        t = sample_times(order.count, generator, x0.device, mean=0.8, std=1.3)
         eps = torch.randn(x0.shape, generator=generator, device=x0.device)
         at = t[:, None, None, None]
         with output_of(self.network.middle) as lowest:
             x0_pred = self.network((1 - at) * x0 + at * eps, t, self.network.prepare(cond))
-        losses = velocity_loss(x0_pred, x0, t)
-        figures = by_noise_level(losses.detach(), t)
         if self.head is None:
-            return losses.mean(), figures
+            losses = velocity_loss(x0_pred, x0, t)
+            return losses.mean(), by_noise_level(losses.detach(), t)
         assert drawn.layout is not None
-        layout, right = self.head(lowest[0], torch.from_numpy(drawn.layout).to(x0.device))
+        truth = torch.from_numpy(drawn.layout).to(x0.device)
+        losses = velocity_loss(x0_pred, x0, t, contrast_weight(x0, truth))
+        figures = by_noise_level(losses.detach(), t)
+        layout, right = self.head(lowest[0], truth)
         figures |= {"layout": layout.mean().item(), "layout_right": right.item()}
         return losses.mean() + WEIGHT * layout.mean(), figures
 
