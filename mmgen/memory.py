@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 # Of what is free on a device, for weights that stay there. The rest is for what stages compute, which grows with the
 # pictures and not with the weights: rather too much, for moving weights costs seconds and running out costs the run.
 WEIGHTS_SHARE = 0.5
+# How the allocators of a CPU and of MPS say that there is no more, in torch 2.7 to 2.13.
+OUT_OF_MEMORY = ("can't allocate memory", "MPS backend out of memory")
 
 Out = TypeVar("Out")
 Outcome = TypeVar("Outcome")
@@ -77,15 +80,25 @@ class Residency:
     `free_bytes` now. Nothing else is counted: activations, attention and a library's workspace depend on the batch, the
     pictures' side and the kernels, and are not known before a run. Nor is it checked that each stage fits by itself:
     torch says so when it does not. Where the device is the CPU, nothing is ever moved.
+    read: how each is read from its files, onto the CPU; then no network stays, on a CPU either: what they hold now is
+    dropped, and they are read anew for every turn.
     A context, at whose end the networks of a turn are moved out, however it comes.
     """
 
-    def __init__(self, networks: Iterable[nn.Module], device: torch.device) -> None:
-        self._device, everything = device, list(networks)
-        # of networks that are moved in for a turn: their parameters on the CPU
+    def __init__(
+        self,
+        networks: Iterable[nn.Module],
+        device: torch.device,
+        read: Mapping[nn.Module, Callable[[], nn.Module]] | None = None,
+    ) -> None:
+        self._device, self._read, everything = device, read, list(networks)
+        # of networks that are moved in for a turn: their parameters on the CPU, none if they are read again
         self._homes: dict[nn.Module, list[Tensor]] = {}
-        self.fits = True
-        if device.type != "cpu":
+        self.fits = read is None
+        if read is not None:
+            for network in everything:
+                nn.Module.to(network, "meta")
+        elif device.type != "cpu":
             self.fits = sum(map(_bytes, everything)) <= WEIGHTS_SHARE * free_bytes(device)
             for network in everything if self.fits else ():
                 nn.Module.to(network, device)
@@ -109,15 +122,28 @@ class Residency:
         if self.fits:
             return
         for network in [there for there in self._homes if there not in networks]:
-            # nothing is copied back, because frozen weights are the same as those that were kept
-            for parameter, home in zip(network.parameters(), self._homes[network], strict=True):
-                parameter.data = home
-            nn.Module.to(network, "cpu")  # its buffers
+            self._leave(network)
             del self._homes[network]  # last, so that an interruption here loses nothing
         for network in networks:
             if network not in self._homes:
-                self._homes[network] = [parameter.data for parameter in network.parameters()]
-                nn.Module.to(network, self._device)
+                self._enter(network)
+
+    def _leave(self, network: nn.Module) -> None:
+        if self._read is not None:
+            nn.Module.to(network, "meta")
+            return
+        # nothing is copied back, because frozen weights are the same as those that were kept
+        for parameter, home in zip(network.parameters(), self._homes[network], strict=True):
+            parameter.data = home
+        nn.Module.to(network, "cpu")  # its buffers
+
+    def _enter(self, network: nn.Module) -> None:
+        if self._read is None:
+            self._homes[network] = [parameter.data for parameter in network.parameters()]
+        else:
+            self._homes[network] = []
+            _take_over(network, self._read[network]())
+        nn.Module.to(network, self._device)
 
     def __enter__(self) -> Residency:
         return self
@@ -126,8 +152,31 @@ class Residency:
         self.hold(())
 
 
+def _take_over(network: nn.Module, other: nn.Module) -> None:
+    """Give a network the tensors of another one of the same build. Not by state_dict: some buffers are in none."""
+    for own, theirs in zip(network.modules(), other.modules(), strict=True):
+        own._parameters.update(theirs._parameters)
+        own._buffers.update(theirs._buffers)
+
+
 def _bytes(network: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a device or of this machine: torch has no one error for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def release_unused(device: torch.device) -> None:
+    """Give back what is held and not used: garbage in circles, and what torch keeps of a device for later."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def reset_peak(device: torch.device) -> None:

@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 from mmgen.errors import UsageError
 
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp-2m")
+# whose steps stand alone: the others look back at earlier ones, and cannot take one again
+ONE_STEP = ("ddpm", "ddim", "euler", "heun")
 Verb = Literal["generate", "edit", "upscale", "vary", "mix", "interpolate", "diff-text"]
 VERBS: tuple[str, ...] = get_args(Verb)
 UNCLIP: tuple[Verb, ...] = ("vary", "mix", "interpolate", "diff-text")  # they draw from image embeddings
@@ -152,6 +154,22 @@ _RANGES = (
 def _may_be_sampler(name: object) -> bool:
     """One of ours, or what may be a scheduler of diffusers: whether it is one, only diffusers can say."""
     return name in SAMPLERS or (isinstance(name, str) and name.isidentifier() and name.endswith("Scheduler"))
+
+
+def check_sampler(name: str, *, eta: float | None = None, resample: int | None = None) -> None:
+    """Raise UsageError for an unknown sampler, for an eta that it would ignore, and for steps that it cannot repeat.
+
+    A name that ends in Scheduler passes: whether diffusers has it, `mmgen.schedulers.sampler` says.
+    """
+    if resample is not None and resample > 1 and name not in ONE_STEP:
+        raise UsageError(
+            f"sampler {name!r} cannot take a step again: for resample choose one of {', '.join(ONE_STEP)}"
+        )
+    if name not in SAMPLERS and not name.endswith("Scheduler"):
+        known = ", ".join(SAMPLERS)
+        raise UsageError(f"no sampler {name!r}: choose one of {known}, or a scheduler class of diffusers")
+    if eta is not None and name != "ddim":
+        raise UsageError(f"sampler {name!r} has no eta, got {eta:g}: leave it out, or choose ddim")
 
 
 def _first(value: Any, default: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator, Mapping, Sequence
 
 import torch
@@ -10,10 +9,12 @@ import torch
 from mmgen.errors import UsageError
 from mmgen.memory import Residency
 from mmgen.noise import Noise
+from mmgen.pipelines import families
 from mmgen.pipelines.clock import Clock
+from mmgen.pipelines.families import StageForm
 from mmgen.pipelines.stage import Draft, Stage
 from mmgen.schedulers.samplers import Step, sampler
-from mmgen.types import StageSettings
+from mmgen.types import SAMPLERS, StageSettings
 
 
 class Cascade:
@@ -49,24 +50,18 @@ class Cascade:
 
     def up_to(self, size: int) -> Cascade:
         """The chain that ends with pictures of this side. Raises UsageError if none does."""
-        for i, stage in enumerate(self.stages):
-            if stage.size == size:
-                return Cascade(self.stages[: i + 1], self.residency)
-        raise UsageError(f"no stage gives pictures of {size} px: choose {' or '.join(map(str, self.sizes))}")
+        kept = families.up_to([_form(stage) for stage in self.stages], size)
+        return Cascade(self.stages[: len(kept)], self.residency)
 
     def resolve(self, given: Mapping[str, StageSettings]) -> dict[str, StageSettings]:
         """Every setting of every stage, by its default where it is not given; a stage without settings is left out.
 
         Raises UsageError for a stage that is not in the chain, and for a setting that a stage or its sampler ignores.
         """
-        if idle := sorted(set(given) - set(self.names)):
-            raise UsageError(
-                f"settings for stage {idle[0]!r}, but at {self.sizes[-1]} px only {', '.join(self.names)} run"
-            )
-        stages = {
-            stage.name: complete(stage, given.get(stage.name, StageSettings())) for stage in self.stages
-        }
-        return {name: settings for name, settings in stages.items() if settings.to_dict()}
+        stages = families.resolve([_form(stage) for stage in self.stages], given)
+        for name, settings in stages.items():
+            _check_foreign(name, settings)
+        return stages
 
     def run(
         self, draft: Draft, stages: Mapping[str, StageSettings], seeds: Sequence[int], clock: Clock
@@ -88,15 +83,19 @@ def complete(stage: Stage, settings: StageSettings) -> StageSettings:
 
     Raises UsageError for a setting that the stage or its sampler ignores.
     """
-    if ignored := [name for name in settings.to_dict() if name not in stage.takes]:
-        taken = [field.name for field in dataclasses.fields(StageSettings) if field.name in stage.takes]
-        raise UsageError(
-            f"stage {stage.name!r} does not take {ignored[0]}: it takes {', '.join(taken) or 'no settings'}"
-        )
-    settings = settings.with_defaults(stage.defaults)
-    if settings.sampler is not None:
-        try:
-            sampler(settings.sampler, eta=settings.eta, resample=settings.resample)
-        except UsageError as error:
-            raise UsageError(f"stage {stage.name!r}: {error}") from None
+    settings = families.complete(_form(stage), settings)
+    _check_foreign(stage.name, settings)
     return settings
+
+
+def _form(stage: Stage) -> StageForm:
+    return StageForm(stage.name, stage.takes, stage.defaults, stage.size)
+
+
+def _check_foreign(stage: str, settings: StageSettings) -> None:
+    """Raise UsageError for a scheduler that diffusers does not have: the one thing that only it can say."""
+    if settings.sampler is not None and settings.sampler not in SAMPLERS:
+        try:
+            sampler(settings.sampler)
+        except UsageError as error:
+            raise UsageError(f"stage {stage!r}: {error}") from None

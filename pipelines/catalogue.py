@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mmgen.errors import ModelError, UsageError
 from mmgen.pipelines.checkpoint import INDEX, digest, problems, read_json, read_manifest, weight_header
-from mmgen.pipelines.families import FAMILIES, Family, Kind
-from mmgen.types import Size
+from mmgen.pipelines.families import FAMILIES, Family, Kind, StageForm, resolve, up_to
+from mmgen.types import Request, Size, StageSettings
 
 
 def available() -> list[str]:
@@ -72,10 +74,76 @@ def sizes(name_or_folder: str | Path) -> tuple[int, ...]:
     """Sides in pixels of the square pictures a model can draw, smallest first. Raises ModelError if it is none."""
     folder = find(name_or_folder)
     _, family = read_index(folder)
+    return tuple(scale * _side(folder) for scale in family.scales)
+
+
+def _side(folder: Path) -> int:
+    """Of the pictures that the decoder gives, in pixels."""
     side = read_json(folder / "decoder" / "config.json").get("sample_size")
     if not isinstance(side, int) or side < 1:
         raise ModelError(f"decoder/config.json: sample_size is {side!r}, and must be a number of pixels")
-    return tuple(scale * side for scale in family.scales)
+    return side
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a request needs to know of a model: its name, the digest of its files, its stages."""
+
+    name: str
+    digest: str
+    forms: tuple[StageForm, ...]
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides in pixels of the square pictures it can draw, smallest first."""
+        return tuple(form.size for form in self.forms if form.size is not None)
+
+    def request(
+        self,
+        prompt: str,
+        seed: int,
+        *,
+        size: Size | None = None,
+        negative_prompt: str = "",
+        stages: Mapping[str, StageSettings] | None = None,
+    ) -> Request:
+        """The complete request of one picture, as the loaded model would make it.
+
+        size: width and height in pixels, the model's largest if None. stages: settings by stage name.
+        Raises UsageError where a value cannot be meant. A scheduler of diffusers may still turn out not to exist.
+        """
+        side = self.sides[-1] if size is None else fitting_side(size, self.sides, self.name)
+        return Request(
+            prompts=(prompt,),
+            seeds=(seed,),
+            size=(side, side),
+            negative_prompt=negative_prompt,
+            stages=_resolved(self, side, tuple((stages or {}).items())),
+            model=self.name,
+            model_digest=self.digest,
+        )
+
+
+@lru_cache(maxsize=64)
+def _resolved(
+    facts: Facts, side: int, given: tuple[tuple[str, StageSettings], ...]
+) -> dict[str, StageSettings]:
+    """Every setting of every stage that runs. Kept, because most lines of a prompt file say the same."""
+    names = [form.name for form in facts.forms]
+    if unknown := sorted({name for name, _ in given} - set(names)):
+        raise UsageError(f"no stage {unknown[0]!r}: {facts.name} has {', '.join(names)}")
+    return resolve(up_to(facts.forms, side), dict(given))
+
+
+def facts(name_or_folder: str | Path) -> Facts:
+    """What a request needs to know of a model, from the heads of its files. Raises ModelError if it is none."""
+    folder = find(name_or_folder)
+    index, family = read_index(folder)
+    try:
+        forms = family.forms(index, _side(folder))
+    except ValueError as error:
+        raise ModelError(f"checkpoint {folder.name}: {error}") from None
+    return Facts(str(index.get("name", folder.name)), digest(read_manifest(folder)), forms)
 
 
 def fitting_side(size: Size, sides: Sequence[int], name: str) -> int:

@@ -13,6 +13,7 @@ from mmgen.errors import UsageError
 from mmgen.models.conditioned_unet import ConditionedUNet
 from mmgen.noise import Noise
 from mmgen.pipelines.denoiser import make_denoiser
+from mmgen.pipelines.families import DECODER_TAKES
 from mmgen.pipelines.prior_stage import PriorStage
 from mmgen.pipelines.sampling import diffuse, guided_pair, resolved
 from mmgen.pipelines.stage import Draft
@@ -32,10 +33,7 @@ class DecoderStage:
 
     name = "decoder"
     gives = frozenset({"image"})
-    takes = frozenset({
-        "steps", "sampler", "eta", "guidance_scale", "guidance_interval", "guidance_rescale", "guidance_parallel",
-        "guidance_limit", "threshold", "threshold_cap", "resample",
-    })  # fmt: skip
+    takes = DECODER_TAKES
 
     def __init__(
         self,

@@ -1,18 +1,29 @@
-"""Which components and stages make which family of models: data, and one function per family that joins them."""
+"""Which components and stages make which family of models: data, and one function per family that joins them.
+
+What a stage takes, and how its settings are completed, is known here without torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from mmgen.errors import UsageError
-from mmgen.types import StageSettings
+from mmgen.types import StageSettings, check_sampler
 
 PRIOR = StageSettings(steps=16, sampler="ddpm", guidance_scale=3.0)
 DECODER = StageSettings(steps=32, sampler="ddpm", guidance_scale=1.5, threshold=0.995, threshold_cap=1.5)
 SUPER_RES = StageSettings(steps=2, sampler="ddim", threshold="clip", noise_level=0.05)
 
+# the settings that each stage uses
+TEXT_TAKES: frozenset[str] = frozenset()
+PRIOR_TAKES = frozenset({"steps", "sampler", "guidance_scale"})
+DECODER_TAKES = frozenset({
+    "steps", "sampler", "eta", "guidance_scale", "guidance_interval", "guidance_rescale", "guidance_parallel",
+    "guidance_limit", "threshold", "threshold_cap", "resample",
+})  # fmt: skip
+SUPER_RES_TAKES = frozenset({"steps", "sampler", "noise_level", "threshold"})
 
 FACTOR = 4  # of a super-resolution stage: its picture's side in that of the picture before
 STORYBOOK_SCALES = (1, FACTOR, FACTOR**2)
@@ -30,15 +41,72 @@ EITHER_UNET: tuple[Kind, ...] = (
 
 
 @dataclass(frozen=True)
+class StageForm:
+    """What is known of a stage without its networks. As in `mmgen.pipelines.stage.Stage`."""
+
+    name: str
+    takes: frozenset[str]
+    defaults: StageSettings
+    size: int | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """components: name -> what it may be. join: components and index -> stages.
 
-    It raises ValueError if they do not fit each other. scales: sides of the pictures it draws, in those of its decoder.
+    forms: index and the side of the decoder's pictures -> what those stages will be. Both raise ValueError where the
+    parts do not fit each other. scales: sides of the pictures it draws, in those of its decoder.
     """
 
     components: Mapping[str, tuple[Kind, ...]]
     join: Callable[[Mapping[str, Any], Mapping[str, Any]], list[Any]]
+    forms: Callable[[Mapping[str, Any], int], tuple[StageForm, ...]]
     scales: tuple[int, ...]
+
+
+def up_to(forms: Sequence[StageForm], size: int) -> tuple[StageForm, ...]:
+    """The chain that ends with pictures of this side. Raises UsageError if none does."""
+    for i, form in enumerate(forms):
+        if form.size == size:
+            return tuple(forms[: i + 1])
+    raise UsageError(f"no stage gives pictures of {size} px: choose {' or '.join(map(str, _sizes(forms)))}")
+
+
+def resolve(forms: Sequence[StageForm], given: Mapping[str, StageSettings]) -> dict[str, StageSettings]:
+    """Every setting of every stage of a chain, by its default where it is not given; stages without settings left out.
+
+    Raises UsageError for a stage that is not in the chain, and for a setting that a stage or its sampler ignores.
+    """
+    names = [form.name for form in forms]
+    if idle := sorted(set(given) - set(names)):
+        raise UsageError(
+            f"settings for stage {idle[0]!r}, but at {_sizes(forms)[-1]} px only {', '.join(names)} run"
+        )
+    stages = {form.name: complete(form, given.get(form.name, StageSettings())) for form in forms}
+    return {name: settings for name, settings in stages.items() if settings.to_dict()}
+
+
+def complete(form: StageForm, settings: StageSettings) -> StageSettings:
+    """Every setting of one stage, by its default where it is not given.
+
+    Raises UsageError for a setting that the stage or its sampler ignores.
+    """
+    if ignored := [name for name in settings.to_dict() if name not in form.takes]:
+        taken = [field.name for field in fields(StageSettings) if field.name in form.takes]
+        raise UsageError(
+            f"stage {form.name!r} does not take {ignored[0]}: it takes {', '.join(taken) or 'no settings'}"
+        )
+    settings = settings.with_defaults(form.defaults)
+    if settings.sampler is not None:
+        try:
+            check_sampler(settings.sampler, eta=settings.eta, resample=settings.resample)
+        except UsageError as error:
+            raise UsageError(f"stage {form.name!r}: {error}") from None
+    return settings
+
+
+def _sizes(forms: Sequence[StageForm]) -> list[int]:
+    return [form.size for form in forms if form.size is not None]
 
 
 def _storybook(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
@@ -48,11 +116,7 @@ def _storybook(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
     from mmgen.pipelines.super_res_stage import SuperResStage
     from mmgen.pipelines.text_stage import TextStage
 
-    embeds = index.get("image_embed")
-    if embeds not in IMAGE_EMBED:
-        raise ValueError(
-            f"image_embed is {embeds!r} in the index: it must be one of {', '.join(IMAGE_EMBED)}"
-        )
+    embeds = _image_embed(index)
     _check_widths(parts)
     prior = None if embeds == "none" else PriorStage(parts["prior"], parts["dual_encoder"], PRIOR)
     stages: list[Any] = [TextStage(parts["text_encoder"])]
@@ -63,6 +127,31 @@ def _storybook(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
     for scale in STORYBOOK_SCALES[1:]:
         stages.append(SuperResStage(parts["super_res"], SUPER_RES, size=scale * size))
     return stages
+
+
+def _storybook_forms(index: Mapping[str, Any], side: int) -> tuple[StageForm, ...]:
+    forms = [StageForm("text", TEXT_TAKES, StageSettings())]
+    if _image_embed(index) == "prior":
+        forms.append(StageForm("prior", PRIOR_TAKES, PRIOR))
+    forms.append(StageForm("decoder", DECODER_TAKES, DECODER, side))
+    for scale in STORYBOOK_SCALES[1:]:
+        size = scale * side
+        forms.append(StageForm(super_res_name(size), SUPER_RES_TAKES, SUPER_RES, size))
+    return tuple(forms)
+
+
+def super_res_name(size: int) -> str:
+    """The name of the super-resolution stage that gives pictures of this side, in pixels."""
+    return f"super-res-{size}"
+
+
+def _image_embed(index: Mapping[str, Any]) -> str:
+    embeds = index.get("image_embed")
+    if embeds not in IMAGE_EMBED:
+        raise ValueError(
+            f"image_embed is {embeds!r} in the index: it must be one of {', '.join(IMAGE_EMBED)}"
+        )
+    return str(embeds)
 
 
 def no_image_embed(name: str) -> UsageError:
@@ -99,6 +188,7 @@ FAMILIES: Mapping[str, Family] = {
             "super_res": EITHER_UNET,
         },
         join=_storybook,
+        forms=_storybook_forms,
         scales=STORYBOOK_SCALES,
     )
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +32,46 @@ MAX_CONFIG_NUMBER = 16_384  # of widths, depths and sides: a wrong file must not
 def load(
     name_or_folder: str | Path = "storybook", device: str | None = None, dtype: str | None = None
 ) -> TextToImage:
-    """A model that draws.
+    """A model that draws, in memory as a whole.
 
     name_or_folder: a bundled model, or a checkpoint folder. device: cpu, cuda, cuda:N, mps; the best there is if None.
     dtype: float32, float16 or bfloat16; the fastest that serves if None.
     Raises ModelError for a folder that is no sound checkpoint, before weights are read where that is possible;
     UsageError for a device or dtype that is not there. Nothing is fetched and no code of the folder is run.
     """
+    return _model(name_or_folder, device, dtype, resident=True)
+
+
+def open_model(
+    name_or_folder: str | Path = "storybook", device: str | None = None, dtype: str | None = None
+) -> TextToImage:
+    """The model that `load` gives, but its weights are in memory for the turn of their stage only, on a CPU too.
+
+    They are read anew for every turn: a single picture takes longer, and many that go stage by stage need no more
+    memory than the largest stage. Every file is checked against the manifest now; one that has changed by the time it
+    is read is a ModelError then, as are weights that do not fit their configuration.
+    """
+    return _model(name_or_folder, device, dtype, resident=False)
+
+
+def _model(
+    name_or_folder: str | Path, device: str | None, dtype: str | None, *, resident: bool
+) -> TextToImage:
     on = choose_device(device)
     number = choose_dtype(dtype, on)
     folder = find(name_or_folder)
     files = check_folder(folder)
     index, family = read_index(folder)
-    parts = {name: read_component(folder, name, index, number) for name in family.components}
+    build = read_component if resident else _outline
+    parts = {name: build(folder, name, index, number) for name in family.components}
     try:
         stages = family.join(parts, index)
     except ValueError as error:
         raise ModelError(f"checkpoint {folder.name}: {error}") from None
-    networks = [part.model if isinstance(part, TextEncoder) else part for part in parts.values()]
+    networks = {_network(part): name for name, part in parts.items()}
+    read = {network: _reader(folder, name, index, number) for network, name in networks.items()}
     return TextToImage(
-        Cascade(stages, Residency(networks, on)),
+        Cascade(stages, Residency(networks, on, None if resident else read)),
         name=str(index.get("name", folder.name)),
         digest=digest(files),
         device=on,
@@ -59,6 +79,46 @@ def load(
         batch_size=GPU_BATCH if on.type == "cuda" else 1,
         save=lambda out: _copy(folder, files, out),
     )
+
+
+def _network(part: Any) -> Any:
+    """The module of a component."""
+    return part.model if isinstance(part, TextEncoder) else part
+
+
+def _outline(folder: Path, name: str, index: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """A component as `read_component` gives it, its networks on the meta device.
+
+    A text encoder is read for it, because transformers checks it no other way; it is the first that draws, and small.
+    """
+    module, kind = index[name]
+    if module == "transformers":
+        return read_component(folder, name, index, dtype)
+    network = build_network(folder / name, getattr(importlib.import_module(module), kind))
+    return place(network, torch.device("meta"), dtype)
+
+
+def _reader(
+    folder: Path, name: str, index: Mapping[str, Any], dtype: torch.dtype
+) -> Callable[[], torch.nn.Module]:
+    """How to read the network of a component whose files have just been checked."""
+    checked = _stamps(folder / name)
+
+    def read() -> torch.nn.Module:
+        if _stamps(folder / name) != checked:
+            raise ModelError(
+                f"{name} of checkpoint {folder.name} has changed since it was checked: start again"
+            )
+        network: torch.nn.Module = _network(read_component(folder, name, index, dtype))
+        return network
+
+    return read
+
+
+def _stamps(component: Path) -> dict[str, tuple[int, int, int]]:
+    """What tells that a file is another one, without reading it."""
+    found = {path.name: path.stat() for path in component.glob("[!.]*")}
+    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
 def write_checkpoint(
@@ -104,15 +164,7 @@ def read_network(folder: Path, network_class: Any) -> Any:
 
     It is built on the meta device, so that a wrong config allocates nothing, then given the file's tensors.
     """
-    config = {k: v for k, v in read_json(folder / "config.json").items() if not k.startswith("_")}
-    try:
-        _check_numbers(config)
-        with torch.device("meta"):
-            network = network_class(**config)
-    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
-        raise ModelError(
-            f"{folder.name}/config.json does not describe a {network_class.__name__}: {error}"
-        ) from None
+    network = build_network(folder, network_class)
     tensors = _tensors(folder / WEIGHTS)
     try:
         network.load_state_dict(tensors, strict=True, assign=True)
@@ -120,6 +172,19 @@ def read_network(folder: Path, network_class: Any) -> Any:
         raise ModelError(f"{folder.name}: the weights do not fit config.json: {_line(error)}") from None
     _check_finite(folder.name, tensors)
     return network
+
+
+def build_network(folder: Path, network_class: Any) -> Any:
+    """A network as the config.json of its folder says it, on the meta device. Raises ModelError if it says none."""
+    config = {k: v for k, v in read_json(folder / "config.json").items() if not k.startswith("_")}
+    try:
+        _check_numbers(config)
+        with torch.device("meta"):
+            return network_class(**config)
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        raise ModelError(
+            f"{folder.name}/config.json does not describe a {network_class.__name__}: {error}"
+        ) from None
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:

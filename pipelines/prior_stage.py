@@ -13,6 +13,7 @@ from mmgen.models.dual_encoder import DualEncoder
 from mmgen.models.prior import DiffusionPrior
 from mmgen.noise import Noise
 from mmgen.pipelines.denoiser import make_denoiser
+from mmgen.pipelines.families import PRIOR_TAKES
 from mmgen.pipelines.sampling import diffuse, guided_pair
 from mmgen.pipelines.stage import Draft
 from mmgen.schedulers.samplers import Step
@@ -30,7 +31,7 @@ class PriorStage:
     name = "prior"
     needs = frozenset({"text"})
     gives = frozenset({"image_embed"})
-    takes = frozenset({"steps", "sampler", "guidance_scale"})
+    takes = PRIOR_TAKES
     size: int | None = None
 
     def __init__(self, network: DiffusionPrior, dual: DualEncoder, defaults: StageSettings) -> None:

@@ -15,6 +15,7 @@ from mmgen.models.conditioned_unet import ConditionedUNet
 from mmgen.noise import Noise
 from mmgen.pipelines.denoiser import make_denoiser
 from mmgen.pipelines.families import FACTOR as FACTOR
+from mmgen.pipelines.families import SUPER_RES_TAKES, super_res_name
 from mmgen.pipelines.sampling import diffuse, resolved
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.tiling import blended, squares
@@ -23,24 +24,36 @@ from mmgen.schedulers.samplers import Step
 from mmgen.types import StageSettings
 
 SQUARE, OVERLAP = 1024, 64  # px; larger pictures are drawn in squares of this side
+MIN_SQUARE = 128  # px; below it, half of a square would be overlap
 
 
 class SuperResStage:
     """Diffuses what the enlarged picture lacks: x0 = enlarge(low_res) + residual_scale * what is diffused.
 
     The input is corrupted a little at `noise_level`, which the network is told: noise conditioning augmentation, Ho et
-    al. 2021, arXiv:2106.15282. size: side of the pictures it gives; the network may serve several stages.
+    al. 2021, arXiv:2106.15282. size: side of the pictures it gives; the network may serve several stages. square: side
+    of the squares in which larger pictures are drawn, None: SQUARE.
     """
 
     needs = frozenset({"image"})
     gives = frozenset({"image"})
-    takes = frozenset({"steps", "sampler", "noise_level", "threshold"})
+    takes = SUPER_RES_TAKES
 
-    def __init__(self, network: ConditionedUNet, defaults: StageSettings, *, size: int) -> None:
-        self.network, self.defaults = network, defaults
+    def __init__(
+        self, network: ConditionedUNet, defaults: StageSettings, *, size: int, square: int | None = None
+    ) -> None:
+        self.network, self.defaults, self._square = network, defaults, square
         self.networks: tuple[nn.Module, ...] = (network,)
         self.size: int | None = size
-        self.name = f"super-res-{size}"
+        self.name = super_res_name(size)
+
+    def smaller(self) -> SuperResStage | None:
+        """The same stage in less memory: in squares of half the side; None: they would be too small."""
+        assert self.size is not None
+        square = min(self._side, self.size) // 2
+        if square < MIN_SQUARE:
+            return None
+        return SuperResStage(self.network, self.defaults, size=self.size, square=square)
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
         if draft.image is None:
@@ -73,6 +86,11 @@ class SuperResStage:
         return replace(draft, image=(low_res + scale * step.x)[shown].clamp(-1, 1))
 
     @property
+    def _side(self) -> int:
+        """Of the squares in which it draws, in pixels."""
+        return SQUARE if self._square is None else self._square
+
+    @property
     def _grain(self) -> int:
         """Pixels of a small picture that the network sees as one, at its lowest resolution."""
         config = self.network.config
@@ -81,7 +99,7 @@ class SuperResStage:
     def _residual(self, low_res: Tensor, level: float, source_size: int) -> Callable[..., Tensor]:
         """(r_t, t, s) -> what the network says the picture lacks, [B, 3, H, W], square by square where it is large."""
         height, width = low_res.shape[-2:]
-        boxes = squares(height, width, SQUARE, OVERLAP)
+        boxes = squares(height, width, self._side, OVERLAP)
         parts = [
             make_denoiser(
                 self.network, self._conditioning(low_res[(..., *box)], level, source_size), None, StageSettings(),

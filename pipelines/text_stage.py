@@ -9,6 +9,7 @@ from torch import nn
 
 from mmgen.models.text import TextEncoder
 from mmgen.noise import Noise
+from mmgen.pipelines.families import TEXT_TAKES
 from mmgen.pipelines.stage import Draft
 from mmgen.schedulers.samplers import Step
 from mmgen.types import StageSettings
@@ -20,7 +21,7 @@ class TextStage:
     name = "text"
     needs = frozenset({"prompts"})
     gives = frozenset({"text"})
-    takes: frozenset[str] = frozenset()
+    takes = TEXT_TAKES
     defaults = StageSettings()
     size = None
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mmgen.errors import UsageError
 from mmgen.noise import Noise
 from mmgen.schedulers import steps
 from mmgen.schedulers.prediction import Prediction
 from mmgen.schedulers.schedules import NoiseSchedule
 from mmgen.schedulers.steps import Level, level
+from mmgen.types import check_sampler
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -184,10 +184,6 @@ SAMPLERS: Mapping[str, Sampler] = {
 }
 
 
-# whose steps stand alone: the others look back at earlier ones, and cannot take one again
-ONE_STEP = ("ddpm", "ddim", "euler", "heun")
-
-
 def sampler(
     name: str, *, eta: float | None = None, variance: FixedVariance = "small", resample: int | None = None
 ) -> Sampler:
@@ -195,21 +191,12 @@ def sampler(
 
     eta: for "ddim", 0 (also None) deterministic to 1 ancestral. variance: for "ddpm", see there. resample: how often
     each step is taken (`resampled`), None once. Raises UsageError for an unknown name, for an eta that the named
-    sampler would ignore, and to take steps again for one that is not of ONE_STEP.
+    sampler would ignore, and to take steps again for one that is not of `types.ONE_STEP`.
     """
+    check_sampler(name, eta=eta, resample=resample)
     if resample is not None and resample > 1:
-        if name not in ONE_STEP:
-            raise UsageError(
-                f"sampler {name!r} cannot take a step again: for resample choose one of {', '.join(ONE_STEP)}"
-            )
         return resampled(sampler(name, eta=eta, variance=variance), resample)
-    foreign = name.endswith("Scheduler")
-    if name not in SAMPLERS and not foreign:
-        known = ", ".join(SAMPLERS)
-        raise UsageError(f"no sampler {name!r}: choose one of {known}, or a scheduler class of diffusers")
-    if eta is not None and name != "ddim":
-        raise UsageError(f"sampler {name!r} has no eta, got {eta:g}: leave it out, or choose ddim")
-    if foreign:
+    if name.endswith("Scheduler"):
         from mmgen.schedulers.interop import foreign_sampler  # imports diffusers, which takes seconds
 
         return foreign_sampler(name)

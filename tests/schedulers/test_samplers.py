@@ -13,7 +13,7 @@ from mmgen.errors import UsageError
 from mmgen.noise import Noise
 from mmgen.schedulers import steps
 from mmgen.schedulers.prediction import Prediction
-from mmgen.schedulers.samplers import ONE_STEP, SAMPLERS, Sampler, Step, sampler
+from mmgen.schedulers.samplers import SAMPLERS, Sampler, Step, sampler
 from mmgen.schedulers.schedules import (
     CosineSchedule,
     DiscreteSchedule,
@@ -206,7 +206,7 @@ def test_the_noise_left_is_the_levels_own(t, s, eta):
 
 
 @every_schedule
-@pytest.mark.parametrize("name", ONE_STEP)
+@pytest.mark.parametrize("name", types.ONE_STEP)
 def test_a_step_taken_again_is_as_noisy_as_it_was(name: str, schedule: NoiseSchedule) -> None:
     """Where the picture is known to be 0.3, what else there is in x is sigma times standard normal noise."""
     times, count, asked = schedule.times(6), 3, []
