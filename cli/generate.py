@@ -108,13 +108,15 @@ FILE = (
     click.option("--json", "as_json", is_flag=True, help="One JSON object per picture on standard output."),
     click.option("--overwrite", is_flag=True, help="Replace the file that --out names."),
 )
-OPTIONS = (
-    click.argument("prompts", nargs=-1, required=True, metavar="PROMPT..."),
-    OUT,
-    click.option("-n", "--count", type=click.IntRange(1, MAX_COUNT), default=1, show_default=True,
-                 help="Pictures per prompt, with the seeds SEED, SEED+1, ..."),
-    SEED,
-    SIZE,
+COUNT = click.option(
+    "-n",
+    "--count",
+    type=click.IntRange(1, MAX_COUNT),
+    default=1,
+    show_default=True,
+    help="Pictures per prompt, with the seeds SEED, SEED+1, ...",
+)
+DECODER = (
     click.option("--steps", type=click.IntRange(1, MAX_STEPS), help="Steps of the decoder."),
     click.option("--guidance", type=float, help="How closely the decoder follows the prompt; 1 is off."),
     click.option("--sampler", metavar="NAME",
@@ -122,6 +124,14 @@ OPTIONS = (
     click.option("--threshold", metavar="PERCENTILE|clip|none",
                  help="What the decoder does with colours out of range."),
     click.option("--negative", default="", metavar="TEXT", help="What should not be in the picture."),
+)  # fmt: skip
+OPTIONS = (
+    click.argument("prompts", nargs=-1, required=True, metavar="PROMPT..."),
+    OUT,
+    COUNT,
+    SEED,
+    SIZE,
+    *DECODER,
     *MACHINE,
     *FILE,
     click.option("--preview", metavar="FILE",

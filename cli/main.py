@@ -21,13 +21,18 @@ from mmgen.errors import MachineError, MmgenError
 
 COMMANDS = {
     "generate": "mmgen.cli.generate:generate",
+    "batch": "mmgen.cli.batch:batch",
     "edit": "mmgen.cli.edit:edit",
     "upscale": "mmgen.cli.upscale:upscale",
     "vary": "mmgen.cli.unclip:vary",
     "mix": "mmgen.cli.unclip:mix",
     "interpolate": "mmgen.cli.unclip:interpolate",
     "diff-text": "mmgen.cli.unclip:diff_text",
+    "rerun": "mmgen.cli.rerun:rerun",
     "inspect": "mmgen.cli.inspect:inspect",
+    "diff": "mmgen.cli.diff:diff",
+    "grid": "mmgen.cli.grid:grid",
+    "strip": "mmgen.cli.strip:strip",
     "models": "mmgen.cli.models:models",
     "doctor": "mmgen.cli.doctor:doctor",
     "train": "mmgen.cli.train:train",

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
+from mmgen import values
 from mmgen.errors import UsageError
 from mmgen.types import Size, StageSettings, check_prompt
-
-MAX_SIDE = 16_383  # pixels; WebP holds no more, and no model comes near
-STAGE_NAMES = tuple(field.name for field in dataclasses.fields(StageSettings))
+from mmgen.values import SETTING_NAMES as STAGE_NAMES
+from mmgen.values import parse_threshold as parse_threshold
 
 
 def parse_size(text: str) -> Size:
-    """N or WxH, in pixels."""
-    found = re.fullmatch(r"(\d{1,9})(?:[xX×](\d{1,9}))?", text, re.ASCII)
-    if not found:
-        raise UsageError(f"--size {text!r}: give one side or both in pixels, such as 512 or 640x480")
-    width, height = int(found[1]), int(found[2] or found[1])
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise UsageError(f"--size {text!r}: a side has 1 to {MAX_SIDE} pixels")
-    return width, height
+    """The value of --size."""
+    try:
+        return values.parse_size(text)
+    except UsageError as error:
+        raise UsageError(f"--size {text!r}: {error}") from None
 
 
 def parse_device(text: str) -> str:
@@ -34,32 +30,6 @@ def parse_device(text: str) -> str:
         raise UsageError(f"--device {text!r}: give cpu, cuda, cuda:1 or mps")
     return text
 
-
-def parse_threshold(text: str) -> float | str:
-    """A percentile as a number; any other text as it is, which StageSettings judges."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"[+-]?\d{1,18}", text, re.ASCII):
-        raise ValueError
-    return int(text)
-
-
-def _times(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
-
-
-_PARSERS: Mapping[str, tuple[Callable[[str], Any], str]] = {
-    "steps": (_whole, "a whole number"),
-    "resample": (_whole, "a whole number"),
-    "sampler": (str, "the name of a sampler"),
-    "guidance_interval": (_times, "two times, such as 0.2,0.8"),
-    "threshold": (parse_threshold, "a percentile, clip or none"),
-}
 
 MACHINE = (
     click.option("--model", default="storybook", show_default=True, metavar="NAME|FOLDER",
@@ -85,16 +55,11 @@ def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
             raise UsageError(f"--set {text!r}: no setting {name!r}, there are {', '.join(STAGE_NAMES)}")
         if name in stages.setdefault(stage, {}):
             raise UsageError(f"--set {stage}.{name} is given twice: keep one")
-        stages[stage][name] = _parse(stage, name, value)
+        try:
+            stages[stage][name] = values.parse_setting(name, value)
+        except UsageError as error:
+            raise UsageError(f"--set {stage}.{name}={value}: {error}") from None
     return stages
-
-
-def _parse(stage: str, name: str, value: str) -> Any:
-    parser, meaning = _PARSERS.get(name, (float, "a number"))
-    try:
-        return parser(value)
-    except ValueError:
-        raise UsageError(f"--set {stage}.{name}={value}: give {meaning}") from None
 
 
 def stage_settings(settings: Sequence[str], decoder: Mapping[str, Any]) -> dict[str, StageSettings]:
@@ -106,7 +71,7 @@ def stage_settings(settings: Sequence[str], decoder: Mapping[str, Any]) -> dict[
         if name in stages.setdefault("decoder", {}):
             raise UsageError(f"decoder.{name} is given twice, once by --set: keep one")
         stages["decoder"][name] = value
-    return {stage: StageSettings.from_dict(values) for stage, values in stages.items()}
+    return {stage: StageSettings.from_dict(given) for stage, given in stages.items()}
 
 
 def read_prompts(words: Sequence[str]) -> tuple[str, ...]:

@@ -10,13 +10,16 @@ import contextlib
 import errno
 import io
 import itertools
+import json
 import os
 import re
-import secrets
 import struct
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 from xml.etree import ElementTree
@@ -26,7 +29,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, Unidentif
 
 from mmgen import __version__
 from mmgen.errors import MachineError, MmgenError, NonFiniteError, UsageError
-from mmgen.types import Request, Size, StageSettings
+from mmgen.temporary import temporary_name
+from mmgen.types import MAX_SEED, SAMPLERS, Request, Size, StageSettings
+from mmgen.values import check_setting, parse_setting, parse_size, parse_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -278,12 +283,13 @@ class Metadata(TypedDict):
 def read_metadata(path: str | os.PathLike[str]) -> Metadata:
     """The settings stored in a PNG, JPEG or WebP file, also after another tool has rewritten them.
 
+    parameters: what another tool wrote, or mmgen for others to read; `parse_parameters` reads it.
     Raises UsageError if the file is not there, not a picture, or holds a damaged record.
     """
     info, comment = _read_blocks(Path(path))
     fields = _xmp_fields(info.get(_XMP_PNG_KEY) or info.get("xmp"))
     record = info.get("mmgen") or fields.get(f"{{{_NS_MMGEN}}}request")
-    parameters = info.get("parameters") or _user_comment(comment)
+    parameters = info.get("parameters") or _user_comment(comment) or info.get("invokeai_metadata")
     try:
         request = Request.from_json(record) if isinstance(record, str) else None
     except MmgenError as error:
@@ -342,6 +348,248 @@ def _xmp_fields(packet: object) -> dict[str, str]:
     return fields
 
 
+# ---- settings of other tools ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What another tool says of how it drew a picture, as far as mmgen has the same; None where it says nothing.
+
+    steps, guidance_scale, sampler: in the values of StageSettings. others: all else, by that tool's own names.
+    """
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int | None = None
+    size: Size | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    others: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_parameters(text: str) -> Foreign:
+    """What AUTOMATIC1111's web UI, stable-diffusion.cpp or InvokeAI wrote into a picture.
+
+    Raises UsageError for anything else. The text is ambiguous: the first line that begins with "Negative prompt:" is
+    taken for it, the last that begins with "Steps:" for the settings.
+    Source: the `parameters` text of AUTOMATIC1111's web UI; the `invokeai_metadata` of InvokeAI 3 and later.
+    """
+    values = _invokeai_values(text) or _a1111_values(text)
+    if not values:
+        raise UsageError("its settings are those of a tool that mmgen does not read")
+    known: dict[str, Any] = {}
+    for name, (meaning, read) in _FOREIGN.items():
+        with contextlib.suppress(UsageError, KeyError):
+            known[meaning] = read(values[name])
+            del values[name]
+    return Foreign(**known, others=values)
+
+
+def _a1111_values(text: str) -> dict[str, str]:
+    lines = re.split(r"\r\n|\n", text)
+    for index, line in reversed(list(enumerate(lines))):
+        pairs = _pairs(line.strip()) if line.startswith("Steps:") else {}
+        if len(pairs) >= 3:
+            prompt, _, negative = "\n".join(["", *lines[:index]]).partition("\nNegative prompt:")
+            rest = {"text below": " ".join(lines[index + 1 :]).strip()}
+            found = {"Prompt": prompt.strip(), "Negative prompt": negative.strip(), **pairs, **rest}
+            return {name: value for name, value in found.items() if value}
+    return {}
+
+
+def _pairs(line: str) -> dict[str, str]:
+    """The pairs of such a line as "Steps: 20, Size: 512x512"; a value may hold commas, a name none."""
+    pair = r'([^:,"]+): ?("(?:[^"\\]|\\.)*"|.*?)(?:, (?=[^:,"]+:)|,?$)'
+    return {name.strip(): _unquoted(value.strip()) for name, value in re.findall(pair, line)}
+
+
+def _unquoted(value: str) -> str:
+    try:
+        return str(json.loads(value)) if value.startswith('"') else value
+    except ValueError:
+        return value
+
+
+def _invokeai_values(text: str) -> dict[str, str]:
+    """The values of InvokeAI by the names that A1111 has for them; none if the text is not InvokeAI's."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(record, dict) or "positive_prompt" not in record:
+        return {}
+    if "width" in record and "height" in record:
+        record["Size"] = f"{record.pop('width')}x{record.pop('height')}"
+    return {
+        _INVOKEAI.get(name, str(name)): value if isinstance(value, str) else json.dumps(value)
+        for name, value in record.items()
+        if value not in (None, "", [], {})
+    }
+
+
+_INVOKEAI = {
+    "positive_prompt": "Prompt",
+    "negative_prompt": "Negative prompt",
+    "steps": "Steps",
+    "cfg_scale": "CFG scale",
+    "scheduler": "Sampler",
+    "seed": "Seed",
+    "model": "Model",
+    "app_version": "Version",
+}
+
+
+def _setting(name: str, text: str) -> Any:
+    return check_setting(name, parse_setting(name, text))
+
+
+def _seed(text: str) -> int:
+    if not 0 <= (seed := parse_whole(text)) <= MAX_SEED:
+        raise UsageError(f"a seed lies between 0 and {MAX_SEED}")
+    return seed
+
+
+def _sampler(text: str) -> str:
+    """One of ours by any tool's spelling: "DPM++ 2M" and "dpmpp_2m" are "dpmpp-2m", while "Euler a" is none of them."""
+    for name in SAMPLERS:
+        if _plain(name) == _plain(text):
+            return name
+    raise UsageError(f"no sampler {text!r}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name.lower().replace("+", "p"))
+
+
+_FOREIGN: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "Prompt": ("prompt", str),
+    "Negative prompt": ("negative_prompt", str),
+    "Seed": ("seed", _seed),
+    "Size": ("size", parse_size),
+    "Steps": ("steps", partial(_setting, "steps")),
+    "CFG scale": ("guidance_scale", partial(_setting, "guidance_scale")),
+    "Sampler": ("sampler", _sampler),
+}
+
+
+# ---- files without settings ----------------------------------------------------------------------
+
+_ORIENTATION = 0x0112  # the one Exif tag that says how a picture looks
+# what a PNG may hold besides its critical chunks that changes how it looks: transparency, colours, density
+_PNG_LOOKS = {b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"cICP", b"mDCV", b"cLLI", b"pHYs"}
+_WEBP_LOOKS = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP"}
+_WEBP_EXIF, _WEBP_XMP = 0x08, 0x04  # flags of VP8X
+_JPEG_NEXT = re.compile(rb"\xff+[\xc0-\xcf\xd8-\xfe]")  # behind a scan, where FF 00 and FF D0 to D7 are data
+
+
+def format_of(data: bytes) -> Format | None:
+    """The kind of a picture file by its first 12 bytes; None if mmgen does not write such files."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return "png" if data[:8] == b"\x89PNG\r\n\x1a\n" else "jpeg" if data[:3] == b"\xff\xd8\xff" else None
+
+
+def stripped(data: bytes) -> bytes:
+    """A picture file without text, Exif, XMP, comments and anything else that does not change how it looks.
+
+    data: a whole PNG, JPEG or WebP file with one picture. It is not encoded anew; colour profile and orientation stay.
+    Raises UsageError for other files and damaged ones.
+    Source: PNG third edition, ch. 5; ITU T.81, annex B; RFC 9649, section 2.
+    """
+    format = format_of(data)
+    if format is None:
+        raise UsageError("it is not a PNG, JPEG or WebP picture")
+    try:
+        return _STRIPPED[format](data, _orientation(data))
+    except (struct.error, IndexError):
+        raise UsageError("its blocks are damaged") from None
+
+
+def _orientation(data: bytes) -> bytes:
+    """A TIFF block that says no more than how a picture is turned; empty if it is upright."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        turned = image.getexif().get(_ORIENTATION, 1)
+    if turned not in range(2, 9):
+        return b""
+    short = 3
+    return struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, _ORIENTATION, short, 1, turned, 0, 0)
+
+
+def _png_stripped(data: bytes, exif: bytes) -> bytes:
+    kept, at, kind = [data[:8]], 8, b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if kind[:1].isupper() or kind in _PNG_LOOKS:
+            kept.append(data[at:end])
+        if kind == b"IHDR" and exif:
+            body = b"eXIf" + exif
+            kept.append(struct.pack(">I", len(exif)) + body + struct.pack(">I", zlib.crc32(body)))
+        at = end
+    return b"".join(kept)
+
+
+def _jpeg_stripped(data: bytes, exif: bytes) -> bytes:
+    """Up to the end of the first picture: behind it there may be others, or a film."""
+    head, rest, at = [data[:2]], [], 2
+    end_of_image, start_of_scan = 0xD9, 0xDA
+    while (marker := data[at + 1]) != end_of_image:
+        if data[at] != 0xFF:
+            raise UsageError("its blocks are damaged")
+        if marker == 0xFF:  # filling
+            at += 1
+            continue
+        end = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+        if marker == start_of_scan:
+            found = _JPEG_NEXT.search(data, end)
+            end = found.start() if found else len(data)
+        segment = data[at:end]
+        if segment[:2] == b"\xff\xe0" and segment[4:9] == b"JFIF\0":
+            # without its thumbnail, which would show what was cut off later
+            head.append(b"\xff\xe0\0\x10" + segment[4:16] + b"\0\0")
+        elif _is_look(segment):
+            rest.append(segment)
+        if end == len(data):
+            break
+        at = end
+    turned = struct.pack(">2sH", b"\xff\xe1", len(exif) + 8) + b"Exif\0\0" + exif if exif else b""
+    return b"".join([*head, turned, *rest, b"\xff\xd9"])
+
+
+def _is_look(segment: bytes) -> bool:
+    """Whether a JPEG segment decides how the picture looks: the picture itself, a colour profile, Adobe's colours."""
+    marker, body = segment[1], segment[4:]
+    if marker == 0xE2:
+        return body.startswith(b"ICC_PROFILE\0")
+    return body.startswith(b"Adobe") if marker == 0xEE else not (0xE0 <= marker <= 0xEF or marker == 0xFE)
+
+
+def _webp_stripped(data: bytes, exif: bytes) -> bytes:
+    kept, at, last = [], 12, min(len(data), 8 + struct.unpack_from("<I", data, 4)[0])
+    while at < last:
+        kind, length = struct.unpack_from("<4sI", data, at)
+        end = at + 8 + length + length % 2
+        chunk = data[at:end]
+        if kind == b"VP8X":
+            flags = chunk[8] & ~(_WEBP_EXIF | _WEBP_XMP) | (_WEBP_EXIF if exif else 0)
+            chunk = chunk[:8] + bytes([flags]) + chunk[9:]
+        if kind in _WEBP_LOOKS:
+            kept.append(chunk)
+        at = end
+    if exif:
+        kept.append(struct.pack("<4sI", b"EXIF", len(exif)) + exif)
+    body = b"WEBP" + b"".join(kept)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+_STRIPPED: Mapping[Format, Callable[[bytes, bytes], bytes]] = {
+    "png": _png_stripped,
+    "jpeg": _jpeg_stripped,
+    "webp": _webp_stripped,
+}
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
@@ -387,7 +635,7 @@ def write_new(path: Path, data: bytes, *, alternatives: Iterable[Path] = (), ove
     Raises UsageError if every name is taken, MachineError if disk, folder or permission is in the way.
     A crash at any moment leaves no half file under a final name, and no error leaves a temporary one.
     """
-    temporary = path.parent / f".mmgen-{secrets.token_hex(8)}.tmp"
+    temporary = path.parent / temporary_name()
     try:
         try:
             _write_synced(temporary, data)
@@ -398,7 +646,7 @@ def write_new(path: Path, data: bytes, *, alternatives: Iterable[Path] = (), ove
                 os.unlink(temporary)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _machine_error(error, path) from error
+        raise machine_error(error, path) from error
     if final is None:
         raise UsageError(f"{path} exists already and stays as it is: choose another name")
     return final
@@ -407,11 +655,11 @@ def write_new(path: Path, data: bytes, *, alternatives: Iterable[Path] = (), ove
 def check_folder(folder: Path) -> None:
     """Raise MachineError unless files can be written into `folder`, which need not exist. Leaves no trace."""
     nearest = next(parent for parent in (folder, *folder.absolute().parents) if _exists(parent))
-    probe = nearest / f".mmgen-{secrets.token_hex(8)}.tmp"
+    probe = nearest / temporary_name()
     try:
         _write_synced(probe, b"")
     except OSError as error:
-        raise _machine_error(error, folder / "picture") from error
+        raise machine_error(error, folder / "picture") from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(probe)
@@ -422,7 +670,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _machine_error(error, folder / "picture") from error
+        raise machine_error(error, folder / "picture") from error
 
 
 def _exists(path: Path) -> bool:
@@ -490,7 +738,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _machine_error(error: OSError, path: Path) -> MachineError:
+def machine_error(error: OSError, path: Path) -> MachineError:
+    """What is said where `path` cannot be written: the reason, and what to do."""
     folder = path.parent
     reasons = {
         errno.ENOSPC: "the disk is full: free some space, or choose another folder",

@@ -1,0 +1,392 @@
+"""`mmgen batch`: a file of prompts in, a folder of pictures out; run again, it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from mmgen.cli.generate import COUNT, DECODER, SEED, SIZE, say_unknown
+from mmgen.cli.options import MACHINE, parse_settings, parse_threshold
+from mmgen.cli.progress import Progress, of_job, pictures
+from mmgen.cli.terminal import note
+from mmgen.errors import UsageError
+from mmgen.render.promptfile import KINDS, Options, PromptFileError, check, read
+from mmgen.types import Size, check_prompt
+
+if TYPE_CHECKING:
+    from mmgen.images import Format
+    from mmgen.pipelines.catalogue import Facts
+    from mmgen.pipelines.text_to_image import TextToImage
+    from mmgen.render.engine import Done
+    from mmgen.render.folder import Folder
+    from mmgen.render.jobs import Job
+    from mmgen.render.promptfile import Kind
+
+
+@dataclass(frozen=True)
+class Given:
+    """The command line as it was given; None where the file or the model decides."""
+
+    file: str | None
+    out: str
+    count: int
+    seed: int | None
+    size: Size | None
+    steps: int | None
+    guidance: float | None
+    sampler: str | None
+    threshold: str | None
+    negative: str
+    settings: tuple[str, ...]
+    model: str
+    device: str | None
+    dtype: str | None
+    attention: str | None
+    kind: Kind | None
+    wildcards: Path | None
+    combinatorial: bool
+    name: str | None
+    format: Format | None
+    dry_run: bool
+    force: bool
+    retry_failed: bool
+    overwrite: bool
+    max_minutes: float | None
+    rebuild_manifest: bool
+    as_json: bool
+
+    def options(self) -> Options:
+        """What holds for every line that does not say otherwise."""
+        check_prompt(self.negative, what="negative prompt", may_be_empty=True)
+        return Options(
+            count=self.count,
+            seed=self.seed,
+            size=self.size,
+            steps=self.steps,
+            guidance=self.guidance,
+            sampler=self.sampler,
+            threshold=None if self.threshold is None else parse_threshold(self.threshold),
+            negative=self.negative,
+            settings=parse_settings(self.settings),
+        )
+
+
+_OPTIONS = (
+    click.argument("file", required=False, metavar="FILE"),
+    click.option("-o", "--out", default="mmgen-out", show_default=True, metavar="FOLDER",
+                 help="Where the pictures go, and manifest.jsonl, which lists them."),
+    COUNT,
+    SEED,
+    SIZE,
+    *DECODER,
+    click.option("--set", "settings", multiple=True, metavar="STAGE.NAME=VALUE",
+                 help="Any setting of any stage; may be repeated."),
+    *MACHINE,
+    click.option("--kind", type=click.Choice(KINDS), help="Kind of prompt file; what its name says, txt for -."),
+    click.option("--wildcards", type=click.Path(path_type=Path), metavar="FOLDER",
+                 help="Where __animal__ finds animal.txt."),
+    click.option("--combinatorial", is_flag=True,
+                 help="Every prompt that variants and wildcards stand for, not one that is drawn."),
+    click.option("--name", metavar="TEMPLATE",
+                 help="File names; {index:06d}-{slug}-{key8}-{seed} if not given."),
+    click.option("--format", type=click.Choice(["png", "jpeg", "webp"]), help="Kind of files; png if not given."),
+    click.option("--dry-run", is_flag=True, help="Check everything and list the pictures; draw nothing."),
+    click.option("--retry-failed", is_flag=True, help="Draw those again that failed in a run before."),
+    click.option("--force", is_flag=True, help="Draw those again that are there, in their places."),
+    click.option("--overwrite", is_flag=True, help="Replace other files that have a picture's name."),
+    click.option("--max-minutes", type=click.FloatRange(0, min_open=True), metavar="N",
+                 help="Begin no further batch after so long."),
+    click.option("--rebuild-manifest", is_flag=True, help="Make manifest.jsonl anew from the pictures in --out."),
+    click.option("--json", "as_json", is_flag=True, help="What happens as JSON, a line each, on standard output."),
+)  # fmt: skip
+
+
+def _with_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@click.command()
+@_with_options
+def batch(**given: Any) -> None:
+    """Draw the prompts of a file.
+
+    FILE ends in .txt, .csv, .tsv, .jsonl, .json or .yaml; - is standard input. Run again, the same command goes on
+    where it was: pictures that are there are found by their settings, under any name. Interrupted once, it ends the
+    batch in flight; twice, at once. Seeds count up from 0 where nobody says otherwise. A line may say more than its
+    prompt, and {red|blue} and __animal__ stand for one of several.
+
+    \b
+    mmgen batch prompts.txt -o out
+    mmgen batch prompts.csv --dry-run
+    mmgen batch prompts.yaml --wildcards words --combinatorial -o out
+    """
+    _run(Given(**given))
+
+
+def _run(given: Given) -> None:
+    if given.rebuild_manifest:
+        _rebuild(given)
+        return
+    if given.file is None:
+        raise UsageError("no prompt file was given: name one, or - for standard input")
+    with ExitStack() as open_files:
+        source = _Source(given.file, given.kind, open_files)
+        plan = _plan(given, source)
+        total, repeated = plan.checked()
+        if repeated:
+            note(f"asked for more than once, and drawn once: {pictures(repeated)}")
+        if given.dry_run:
+            _list(plan, total, given.as_json)
+            return
+        _draw(given, plan, total)
+
+
+def _rebuild(given: Given) -> None:
+    from mmgen.render import manifest
+
+    if given.file is not None:
+        raise UsageError("--rebuild-manifest reads the pictures in --out: leave the prompt file out")
+    if not os.path.isdir(given.out):
+        raise UsageError(f"--out {given.out}: there is no such folder")
+    note(f"{given.out}/{manifest.NAME}: {pictures(manifest.rebuild(Path(given.out)))}")
+
+
+class _Source:
+    """A prompt file that is read twice; standard input is kept for that in a temporary file."""
+
+    def __init__(self, file: str, kind: Kind | None, open_files: ExitStack) -> None:
+        self.kind = kind
+        self.name = "standard input" if file == "-" else file
+        self._path = Path(file)
+        self._copy: BinaryIO | None = None
+        if file == "-":
+            self._copy = open_files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed with the others
+            shutil.copyfileobj(sys.stdin.buffer, self._copy)
+        self._stamp = self._stamped()
+
+    def open(self) -> Path | BinaryIO:
+        """What a reader of prompt files takes. Raises UsageError if the file is not what it was."""
+        if self._copy is not None:
+            self._copy.seek(0)
+            return self._copy
+        if self._stamped() != self._stamp:
+            raise UsageError(f"{self.name} has changed since it was checked: run the command again")
+        return self._path
+
+    def _stamped(self) -> tuple[int, int, int] | None:
+        if self._copy is not None:
+            return None
+        try:
+            stat = self._path.stat()
+        except (OSError, ValueError):
+            return None  # who reads it says why
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """From the prompt file to jobs, as often as they are asked for."""
+
+    source: _Source
+    expand: Callable[..., Any]
+    facts: Facts
+    options: Options
+    template: str
+    format: Format
+
+    def jobs(self) -> Generator[Job, None, int]:
+        from mmgen.render.jobs import jobs
+
+        source = self.source
+        lines = read(source.open(), source.kind, source.name, self.expand)
+        return jobs(
+            lines, self.facts, self.options, template=self.template, format=self.format, source=source.name
+        )
+
+    def checked(self) -> tuple[int, int]:
+        """How many pictures there will be, and how many are left out as they are asked for twice.
+
+        Raises UsageError if anything is wrong with the file, after it has said everything that is.
+        """
+        total, jobs = 0, self.jobs()
+        try:
+            while True:
+                next(jobs)
+                total += 1
+        except StopIteration as done:
+            return total, done.value
+        except PromptFileError as first:
+            source = self.source
+            errors = check(source.open(), source.kind, source.name, self.expand) or [first]
+            for error in errors[:-1]:
+                note(f"error: {error}")
+            raise errors[-1] from None
+
+
+def _plan(given: Given, source: _Source) -> _Plan:
+    from mmgen.pipelines.catalogue import facts
+    from mmgen.render.jobs import TEMPLATE
+    from mmgen.render.wildcards import Wildcards, expand
+
+    if given.sampler is not None:
+        from mmgen.types import check_sampler
+
+        check_sampler(given.sampler)
+    if not given.model.strip():
+        raise UsageError("--model is empty: give a name or a folder")
+    if given.wildcards is not None and not given.wildcards.is_dir():
+        raise UsageError(f"--wildcards {given.wildcards}: there is no such folder")
+    if not given.out.strip() or "\0" in given.out:
+        raise UsageError(f"--out {given.out!r}: give a folder")
+    expanded = partial(
+        expand,
+        wildcards=Wildcards(given.wildcards),
+        seed=given.seed or 0,
+        combinatorial=given.combinatorial,
+    )
+    return _Plan(
+        source=source,
+        expand=expanded,
+        facts=facts(given.model),
+        options=given.options(),
+        template=TEMPLATE if given.name is None else given.name,
+        format=given.format or "png",
+    )
+
+
+def _list(plan: _Plan, total: int, as_json: bool) -> None:
+    """Every picture that would be drawn."""
+    for job in plan.jobs():
+        request = job.request
+        if as_json:
+            click.echo(json.dumps({"event": "job", **of_job(job), "request": json.loads(request.to_json())}))
+        else:
+            click.echo(f"{job.name}\tline {job.line}\tseed {request.seeds[0]}\t{request.prompts[0]}")
+    note(f"{pictures(total)} of {plan.facts.name}; nothing was drawn")
+
+
+def _draw(given: Given, plan: _Plan, total: int) -> None:
+    from mmgen.render.folder import Folder
+
+    folder = Folder(Path(given.out), plan.format, overwrite=given.overwrite or given.force)
+    note(f"loading {given.model}")
+    from mmgen.pipelines.loading import open_model
+    from mmgen.render.engine import render
+
+    if given.attention is not None:
+        from mmgen.attention import use
+
+        use(given.attention)
+    model = open_model(given.model, device=given.device, dtype=given.dtype)
+    end = None if given.max_minutes is None else time.monotonic() + 60 * given.max_minutes
+    with _asked_to_stop() as asked, Progress(total, given.as_json) as progress:
+        run = _Run(given, folder, model, progress)
+
+        def stop() -> bool:
+            return bool(asked) or (end is not None and time.monotonic() > end)
+
+        render(
+            plan.jobs(),
+            model,
+            run.commit,
+            folder=folder.path,
+            done=run.done,
+            stop=stop,
+            watch=progress.event,
+        )
+    run.say_end()
+    if asked:
+        raise asked[0]
+    if progress.failed or progress.left:
+        click.get_current_context().exit(1)
+
+
+class _Run:
+    """What the engine asks and gives: whether a picture is there, and one that is drawn."""
+
+    def __init__(self, given: Given, folder: Folder, model: TextToImage, progress: Progress) -> None:
+        self._given, self._folder, self._model, self._progress = given, folder, model, progress
+        self._said: set[tuple[str, str]] = set()
+
+    def done(self, job: Job) -> bool:
+        if self._given.force:
+            return False
+        if self._folder.find(job) is not None:
+            self._progress.found += 1
+            return True
+        error = None if self._given.retry_failed else self._folder.failure(job)
+        if error is not None:
+            self._progress.failed_before += 1
+        return error is not None
+
+    def commit(self, done: Done) -> None:
+        job, error = done.job, done.error
+        took = {"seconds": round(done.seconds, 3), "peak_bytes": done.peak_bytes}
+        if done.image is not None:
+            try:
+                path = self._folder.commit(job, done.image, seconds=done.seconds, peak_bytes=done.peak_bytes)
+            except UsageError as wrong:
+                error = str(wrong)
+            else:
+                self._say_unknown(job)
+                self._progress.picture(job, path, took)
+                return
+        self._folder.fail(job, error, seconds=done.seconds, peak_bytes=done.peak_bytes)
+        self._progress.failure(job, error, took)
+
+    def _say_unknown(self, job: Job) -> None:
+        from mmgen.pipelines.vocabulary import unknown_words
+
+        if self._model.words is not None:
+            say_unknown(
+                self._model.name, unknown_words(job.request.prompts[0], self._model.words), self._said
+            )
+
+    def say_end(self) -> None:
+        progress = self._progress
+        parts = [f"{pictures(progress.drawn)} drawn"]
+        parts += [f"{progress.found} were there"] if progress.found else []
+        parts += [f"{progress.failed} failed"] if progress.failed else []
+        parts += [f"{progress.left} left: run the command again"] if progress.left else []
+        note(", ".join(parts))
+        if progress.failed_before:
+            note(f"{progress.failed_before} failed in a run before: --retry-failed draws them again")
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[BaseException]]:
+    """A list that the first SIGINT or SIGTERM fills, with what the run ends with; the second one is as always."""
+    asked: list[BaseException] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        from mmgen.cli.main import Terminated
+
+        asked.append(KeyboardInterrupt() if number == signal.SIGINT else Terminated())
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        note("ending after the batch in flight; once more ends at once")
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,311 @@
+"""`mmgen batch`: what comes of a prompt file, and that no end of a run loses anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from mmgen.cli.main import main
+from mmgen.images import read_metadata
+from mmgen.pipelines.prior_stage import PriorStage
+from tests.checkpoints import write_tiny
+from tests.cli.conftest import Command
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = 'a {red|blue} cat\n# not this\n--prompt "two dogs" -n 2 --steps 3\na house at night\n'
+SIZE = ("--size", "64", "--steps", "2")
+PICTURES = 4
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_tiny(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    (tmp_path / "prompts.txt").write_text(PROMPTS, "utf-8")
+    return str(tmp_path / "prompts.txt")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What an uninterrupted run makes."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "prompts.txt").write_text(PROMPTS, "utf-8")
+    assert (
+        main(["batch", str(folder / "prompts.txt"), "--model", tiny, *SIZE, "-o", str(folder / "out")]) == 0
+    )
+    made = pictures(folder / "out")
+    assert len(made) == PICTURES
+    return made
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def files_by_key(folder: Path) -> dict[str, str]:
+    entries = map(json.loads, (folder / "manifest.jsonl").read_text("utf-8").splitlines())
+    return {entry["key"]: entry["file"] for entry in entries}
+
+
+def assert_whole(folder: Path, expected: dict[str, bytes]) -> None:
+    assert pictures(folder) == expected
+    assert sorted(os.listdir(folder)) == sorted([*expected, "manifest.jsonl"])
+
+
+def test_a_run_that_is_repeated_draws_nothing(
+    mmgen_command: Command, tiny: str, prompts: str, whole: dict[str, bytes]
+) -> None:
+    first = mmgen_command("batch", prompts, "--model", tiny, *SIZE, "-o", "out")
+    assert first.code == 0, first.err
+    assert [Path(line).name for line in first.out.splitlines()] == sorted(whole)
+    assert_whole(Path("out"), whole)
+    again = mmgen_command("batch", prompts, "--model", tiny, *SIZE, "-o", "out")
+    assert (again.code, again.out) == (0, "")
+    assert f"0 pictures drawn, {PICTURES} were there" in again.err
+    assert_whole(Path("out"), whole)
+
+
+def test_a_picture_is_the_one_that_generate_draws(
+    mmgen_command: Command, tiny: str, whole: dict[str, bytes]
+) -> None:
+    name = next(name for name in whole if "house" in name)
+    drawn = mmgen_command(
+        "generate", "a house at night", "--model", tiny, *SIZE, "--seed", "0", "-o", "one.png"
+    )
+    assert drawn.code == 0, drawn.err
+    assert Path("one.png").read_bytes() == whole[name]
+
+
+def test_what_is_missing_is_drawn_again_and_what_was_renamed_is_found(
+    mmgen_command: Command, tiny: str, prompts: str, whole: dict[str, bytes]
+) -> None:
+    assert mmgen_command("batch", prompts, "--model", tiny, *SIZE, "-o", "out").code == 0
+    lost, renamed, *_ = sorted(whole)
+    Path("out", lost).unlink()
+    Path("out", renamed).rename("out/mine.png")
+    Path("out/manifest.jsonl").unlink()
+    again = mmgen_command("batch", prompts, "--model", tiny, *SIZE, "-o", "out")
+    assert [Path(line).name for line in again.out.splitlines()] == [lost]
+    made = pictures(Path("out"))
+    assert made.pop("mine.png") == whole[renamed]
+    assert made == {name: data for name, data in whole.items() if name != renamed}
+
+
+def test_lines_may_move_after_a_run(mmgen_command: Command, tiny: str, prompts: str) -> None:
+    fixed = PROMPTS.replace("{red|blue}", "red")  # what is drawn of variants depends on the line
+    Path(prompts).write_text(fixed, "utf-8")
+    assert mmgen_command("batch", prompts, "--model", tiny, *SIZE, "-o", "out").code == 0
+    before = pictures(Path("out"))
+    Path(prompts).write_text("a new boat\n" + "".join(reversed(fixed.splitlines(keepends=True))), "utf-8")
+    again = mmgen_command("batch", prompts, "--model", tiny, *SIZE, "-o", "out")
+    assert len(again.out.splitlines()) == 1
+    assert before.items() <= pictures(Path("out")).items()
+
+
+def test_a_dry_run_names_what_will_be_drawn_without_torch(
+    tiny: str, prompts: str, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from mmgen.cli.main import main; code = main(sys.argv[1:])\n"
+        "sys.exit('torch was imported' if 'torch' in sys.modules else code)"
+    )
+    args = ["batch", prompts, "--model", tiny, *SIZE, "-o", str(tmp_path / "out"), "--dry-run", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    listed = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [job["name"] for job in listed] == sorted(whole)
+    assert [job["line"] for job in listed] == [1, 3, 3, 4]
+    assert not (tmp_path / "out").exists()
+
+
+def test_everything_that_is_wrong_with_a_file_is_said_and_nothing_drawn(
+    mmgen_command: Command, tiny: str, prompts: str
+) -> None:
+    Path(prompts).write_text('a cat\n--promt "x"\n{a|b\n--prompt "x" --steps 0\n', "utf-8")
+    done = mmgen_command("batch", prompts, "--model", tiny, "-o", "out")
+    assert done.code == 2
+    assert [line.split(": ")[1].rpartition(", line ")[2].split(",")[0] for line in done.err.splitlines()] == [
+        "2",
+        "3",
+        "4",
+    ]
+    assert "did you mean 'prompt'?" in done.err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        ([], 2, "no prompt file was given"),
+        (["none.txt"], 2, "none.txt"),
+        (["prompts.doc"], 2, "no prompt file by its name"),
+        (["prompts.txt", "--model", "storybok"], 3, "no model 'storybok'"),
+        (["prompts.txt", "--name", "{indx}"], 2, "no field 'indx'"),
+        (["prompts.txt", "--set", "decoder.stepz=3"], 2, "no setting 'stepz'"),
+        (["prompts.txt", "--wildcards", "nowhere"], 2, "--wildcards nowhere"),
+        (["prompts.txt", "--sampler", "eulr"], 2, "eulr"),
+        (["prompts.txt", "--out", ""], 2, "--out ''"),
+        (["prompts.txt", "--rebuild-manifest"], 2, "leave the prompt file out"),
+        (["--rebuild-manifest", "--out", "nowhere"], 2, "there is no such folder"),
+    ],
+)
+@pytest.mark.usefixtures("prompts")
+def test_what_cannot_be_meant_is_said(mmgen_command: Command, args: list[str], code: int, says: str) -> None:
+    done = mmgen_command("batch", *args)
+    assert done.code == code
+    assert says in done.err
+    assert not Path("mmgen-out").exists()
+
+
+def test_prompts_come_from_standard_input(mmgen_command: Command, tiny: str) -> None:
+    stdin = b"prompt,seed\na cat,7\n"
+    done = mmgen_command("batch", "-", "--kind", "csv", "--model", tiny, *SIZE, "-o", "out", stdin=stdin)
+    assert done.code == 0, done.err
+    request = read_metadata(done.out.strip())["request"]
+    assert request is not None
+    assert (request.prompts, request.seeds) == (("a cat",), (7,))
+
+
+def test_events_are_json(mmgen_command: Command, tiny: str, prompts: str, whole: dict[str, bytes]) -> None:
+    events = mmgen_command("batch", prompts, "--model", tiny, *SIZE, "-o", "out", "--json").objects()
+    files = [Path(event["file"]).name for event in events if event["event"] == "picture"]
+    assert files == sorted(whole)
+    stages = [event["stage"] for event in events if event["event"] == "stage"]
+    assert stages == ["text", "prior", "decoder", "super-res-64"]
+
+
+def test_a_name_that_is_taken_fails_its_picture_alone(
+    mmgen_command: Command, tiny: str, prompts: str, whole: dict[str, bytes]
+) -> None:
+    name = sorted(whole)[0]
+    Path("out").mkdir()
+    Path("out", name).write_bytes(b"mine")
+    args = ("batch", prompts, "--model", tiny, *SIZE, "-o", "out")
+    done = mmgen_command(*args)
+    assert done.code == 1
+    assert "exists already and is another picture" in done.err
+    assert f"{PICTURES - 1} pictures drawn, 1 failed" in done.err
+    assert pictures(Path("out")) == {**whole, name: b"mine"}
+    again = mmgen_command(*args)
+    assert (again.code, again.out) == (1, "")
+    assert "--retry-failed draws them again" in again.err
+    assert mmgen_command(*args, "--retry-failed", "--overwrite").code == 0
+    assert pictures(Path("out")) == whole
+
+
+def test_force_draws_what_is_there(
+    mmgen_command: Command, tiny: str, prompts: str, whole: dict[str, bytes]
+) -> None:
+    args = ("batch", prompts, "--model", tiny, *SIZE, "-o", "out")
+    assert mmgen_command(*args).code == 0
+    again = mmgen_command(*args, "--force")
+    assert len(again.out.splitlines()) == PICTURES
+    assert_whole(Path("out"), whole)
+
+
+def test_time_may_be_up(mmgen_command: Command, tiny: str, prompts: str, whole: dict[str, bytes]) -> None:
+    args = ("batch", prompts, "--model", tiny, *SIZE, "-o", "out")
+    done = mmgen_command(*args, "--max-minutes", "1e-9")
+    assert done.code == 1
+    assert f"{PICTURES} left: run the command again" in done.err
+    assert not pictures(Path("out"))
+    assert mmgen_command(*args).code == 0
+    assert_whole(Path("out"), whole)
+
+
+def test_the_manifest_is_made_anew_from_the_pictures(
+    mmgen_command: Command, tiny: str, prompts: str, whole: dict[str, bytes]
+) -> None:
+    assert mmgen_command("batch", prompts, "--model", tiny, *SIZE, "-o", "out").code == 0
+    kept = files_by_key(Path("out"))
+    Path("out/manifest.jsonl").unlink()
+    done = mmgen_command("batch", "--rebuild-manifest", "-o", "out")
+    assert done.code == 0
+    assert f"{PICTURES} pictures" in done.err
+    assert files_by_key(Path("out")) == kept
+    assert_whole(Path("out"), whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_after_the_batch_in_flight(
+    mmgen_command: Command,
+    tiny: str,
+    prompts: str,
+    whole: dict[str, bytes],
+    number: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, calls = PriorStage.run, [0]
+
+    def interrupted(stage, *args):  # type: ignore[no-untyped-def]
+        calls[0] += 1
+        if calls[0] == 2:
+            os.kill(os.getpid(), number)
+        return run(stage, *args)
+
+    monkeypatch.setattr(PriorStage, "run", interrupted)
+    args = ("batch", prompts, "--model", tiny, *SIZE, "-o", "out")
+    done = mmgen_command(*args)
+    assert done.code == code
+    assert "ending after the batch in flight" in done.err
+    assert calls[0] == 2
+    assert not pictures(Path("out"))
+    assert mmgen_command(*args).code == 0
+    assert_whole(Path("out"), whole)
+
+
+def test_a_run_that_is_killed_at_any_moment_is_finished_by_the_next(
+    tiny: str, prompts: str, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    args = ["batch", prompts, "--model", tiny, *SIZE, "-o", str(tmp_path / "out")]
+    chance = random.Random(0)
+    started = time.monotonic()
+    assert _run(args).exitcode == 0
+    needed = time.monotonic() - started
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    left = []
+    for _ in range(KILLS):
+        _run(args, kill_after=chance.random() * needed)
+        found = pictures(tmp_path / "out")
+        assert found.items() <= whole.items()
+        left.append(len(found))
+        if len(found) == PICTURES:
+            for path in (tmp_path / "out").glob("*.png"):
+                path.unlink()
+    assert len(set(left)) > 1, "every kill came at the same place"
+    assert _run(args).exitcode == 0
+    assert_whole(tmp_path / "out", whole)
+
+
+def _run(args: list[str], kill_after: float | None = None) -> BaseProcess:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["mmgen.cli.batch", "mmgen.pipelines.loading", "mmgen.render.engine"])
+    process = context.Process(target=_batch, args=(args,))
+    process.start()
+    if kill_after is not None:
+        time.sleep(kill_after)
+        process.kill()
+    process.join()
+    return process
+
+
+def _batch(args: list[str]) -> None:
+    sys.exit(main(args))
