@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from mmgen.cli.generate import COUNT, DECODER, SEED, SIZE, say_unknown
-from mmgen.cli.options import MACHINE, parse_settings, parse_threshold
+from mmgen.cli.generate import COUNT, DECODER, SIZE, say_unknown
+from mmgen.cli.options import MACHINE, parse_settings, parse_threshold, with_options
 from mmgen.cli.progress import Progress, of_job, pictures
-from mmgen.cli.terminal import note
+from mmgen.cli.terminal import Terminated, note, one_line
 from mmgen.errors import UsageError
 from mmgen.render.promptfile import KINDS, Options, PromptFileError, check, read
-from mmgen.types import Size, check_prompt
+from mmgen.types import MAX_SEED, Size, check_prompt
 
 if TYPE_CHECKING:
     from mmgen.images import Format
@@ -85,12 +85,12 @@ class Given:
         )
 
 
-_OPTIONS = (
+OPTIONS = (
     click.argument("file", required=False, metavar="FILE"),
     click.option("-o", "--out", default="mmgen-out", show_default=True, metavar="FOLDER",
                  help="Where the pictures go, and manifest.jsonl, which lists them."),
     COUNT,
-    SEED,
+    click.option("--seed", type=click.IntRange(0, MAX_SEED), help="First seed of every line; 0 if not given."),
     SIZE,
     *DECODER,
     click.option("--set", "settings", multiple=True, metavar="STAGE.NAME=VALUE",
@@ -102,7 +102,7 @@ _OPTIONS = (
     click.option("--combinatorial", is_flag=True,
                  help="Every prompt that variants and wildcards stand for, not one that is drawn."),
     click.option("--name", metavar="TEMPLATE",
-                 help="File names; {index:06d}-{slug}-{key8}-{seed} if not given."),
+                 help="File names; {index:06d}-{slug}-{key8}-{seed} if not given. A wrong field lists all."),
     click.option("--format", type=click.Choice(["png", "jpeg", "webp"]), help="Kind of files; png if not given."),
     click.option("--dry-run", is_flag=True, help="Check everything and list the pictures; draw nothing."),
     click.option("--retry-failed", is_flag=True, help="Draw those again that failed in a run before."),
@@ -115,21 +115,15 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def _with_options(function: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
-
-
 @click.command()
-@_with_options
+@with_options(*OPTIONS)
 def batch(**given: Any) -> None:
     """Draw the prompts of a file.
 
     FILE ends in .txt, .csv, .tsv, .jsonl, .json or .yaml; - is standard input. Run again, the same command goes on
     where it was: pictures that are there are found by their settings, under any name. Interrupted once, it ends the
-    batch in flight; twice, at once. Seeds count up from 0 where nobody says otherwise. A line may say more than its
-    prompt, and {red|blue} and __animal__ stand for one of several.
+    batch in flight; twice, at once. The seeds of every line count up from 0 where nobody says otherwise. A line may say
+    more than its prompt, and {red|blue} and __animal__ stand for one of several.
 
     \b
     mmgen batch prompts.txt -o out
@@ -148,13 +142,13 @@ def _run(given: Given) -> None:
     with ExitStack() as open_files:
         source = _Source(given.file, given.kind, open_files)
         plan = _plan(given, source)
-        total, repeated = plan.checked()
-        if repeated:
-            note(f"asked for more than once, and drawn once: {pictures(repeated)}")
+        checked = plan.checked()
+        if checked.repeated:
+            note(f"asked for more than once, and drawn once: {pictures(checked.repeated)}")
         if given.dry_run:
-            _list(plan, total, given.as_json)
+            _list(plan, checked.total, given.as_json)
             return
-        _draw(given, plan, total)
+        _draw(given, plan, checked)
 
 
 def _rebuild(given: Given) -> None:
@@ -168,7 +162,7 @@ def _rebuild(given: Given) -> None:
 
 
 class _Source:
-    """A prompt file that is read twice; standard input is kept for that in a temporary file."""
+    """A prompt file that is read twice; what comes through a pipe is kept for that in a temporary file."""
 
     def __init__(self, file: str, kind: Kind | None, open_files: ExitStack) -> None:
         self.kind = kind
@@ -176,8 +170,10 @@ class _Source:
         self._path = Path(file)
         self._copy: BinaryIO | None = None
         if file == "-":
-            self._copy = open_files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed with the others
-            shutil.copyfileobj(sys.stdin.buffer, self._copy)
+            self._copy = _copied(sys.stdin.buffer, open_files)
+        elif self._path.is_fifo():
+            with self._path.open("rb") as pipe:
+                self._copy = _copied(pipe, open_files)
         self._stamp = self._stamped()
 
     def open(self) -> Path | BinaryIO:
@@ -197,6 +193,24 @@ class _Source:
         except (OSError, ValueError):
             return None  # who reads it says why
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _copied(stream: BinaryIO, open_files: ExitStack) -> BinaryIO:
+    copy = open_files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed with the others
+    shutil.copyfileobj(stream, copy)
+    return copy
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What is known of a prompt file that has been checked.
+
+    total: pictures. repeated: those left out as they are asked for twice. samplers: that any of them are drawn by.
+    """
+
+    total: int
+    repeated: int
+    samplers: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -219,21 +233,26 @@ class _Plan:
             lines, self.facts, self.options, template=self.template, format=self.format, source=source.name
         )
 
-    def checked(self) -> tuple[int, int]:
-        """How many pictures there will be, and how many are left out as they are asked for twice.
+    def checked(self) -> _Checked:
+        """Read the file to its end.
 
-        Raises UsageError if anything is wrong with the file, after it has said everything that is.
+        Raises UsageError if anything is wrong with the file, after it has said what else cannot be read in it. Of what
+        the model does not draw or take, only the first is said.
         """
-        total, jobs = 0, self.jobs()
+        total, samplers, jobs = 0, set[str](), self.jobs()
         try:
             while True:
-                next(jobs)
+                stages = next(jobs).request.stages.values()
+                samplers.update(settings.sampler for settings in stages if settings.sampler)
                 total += 1
         except StopIteration as done:
-            return total, done.value
+            return _Checked(total, done.value, frozenset(samplers))
         except PromptFileError as first:
             source = self.source
-            errors = check(source.open(), source.kind, source.name, self.expand) or [first]
+            found = check(source.open(), source.kind, source.name, self.expand)
+            # the first may be one that only the model's own sizes and stages show
+            said = {str(error): error for error in [first, *found]}
+            errors = sorted(said.values(), key=lambda error: error.line)
             for error in errors[:-1]:
                 note(f"error: {error}")
             raise errors[-1] from None
@@ -260,11 +279,15 @@ def _plan(given: Given, source: _Source) -> _Plan:
         seed=given.seed or 0,
         combinatorial=given.combinatorial,
     )
+    model, options = facts(given.model), given.options()
+    names = [form.name for form in model.forms]
+    if unknown := sorted(set(options.settings) - set(names)):
+        raise UsageError(f"--set {unknown[0]}: no such stage, {model.name} has {', '.join(names)}")
     return _Plan(
         source=source,
         expand=expanded,
-        facts=facts(given.model),
-        options=given.options(),
+        facts=model,
+        options=options,
         template=TEMPLATE if given.name is None else given.name,
         format=given.format or "png",
     )
@@ -277,17 +300,22 @@ def _list(plan: _Plan, total: int, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps({"event": "job", **of_job(job), "request": json.loads(request.to_json())}))
         else:
-            click.echo(f"{job.name}\tline {job.line}\tseed {request.seeds[0]}\t{request.prompts[0]}")
+            prompt = one_line(request.prompts[0])
+            click.echo(f"{job.name}\tline {job.line}\tseed {request.seeds[0]}\t{prompt}")
     note(f"{pictures(total)} of {plan.facts.name}; nothing was drawn")
 
 
-def _draw(given: Given, plan: _Plan, total: int) -> None:
+def _draw(given: Given, plan: _Plan, checked: _Checked) -> None:
     from mmgen.render.folder import Folder
 
-    folder = Folder(Path(given.out), plan.format, overwrite=given.overwrite or given.force)
+    folder = Folder(Path(given.out), plan.format, overwrite=given.overwrite)
     note(f"loading {given.model}")
     from mmgen.pipelines.loading import open_model
     from mmgen.render.engine import render
+    from mmgen.schedulers import sampler
+
+    for name in checked.samplers:
+        sampler(name)  # whether diffusers has a scheduler of that name, only diffusers can say
 
     if given.attention is not None:
         from mmgen.attention import use
@@ -295,7 +323,7 @@ def _draw(given: Given, plan: _Plan, total: int) -> None:
         use(given.attention)
     model = open_model(given.model, device=given.device, dtype=given.dtype)
     end = None if given.max_minutes is None else time.monotonic() + 60 * given.max_minutes
-    with _asked_to_stop() as asked, Progress(total, given.as_json) as progress:
+    with _asked_to_stop() as asked, Progress(checked.total, given.as_json) as progress:
         run = _Run(given, folder, model, progress)
 
         def stop() -> bool:
@@ -330,25 +358,30 @@ class _Run:
         if self._folder.find(job) is not None:
             self._progress.found += 1
             return True
-        error = None if self._given.retry_failed else self._folder.failure(job)
-        if error is not None:
-            self._progress.failed_before += 1
-        return error is not None
+        if (error := self._folder.obstacle(job)) is not None:
+            self._progress.failure(job, error, {})
+            return True
+        failed = not self._given.retry_failed and self._folder.failure(job) is not None
+        self._progress.failed_before += failed
+        return failed
 
     def commit(self, done: Done) -> None:
         job, error = done.job, done.error
         took = {"seconds": round(done.seconds, 3), "peak_bytes": done.peak_bytes}
-        if done.image is not None:
-            try:
-                path = self._folder.commit(job, done.image, seconds=done.seconds, peak_bytes=done.peak_bytes)
-            except UsageError as wrong:
-                error = str(wrong)
-            else:
-                self._say_unknown(job)
-                self._progress.picture(job, path, took)
-                return
-        self._folder.fail(job, error, seconds=done.seconds, peak_bytes=done.peak_bytes)
-        self._progress.failure(job, error, took)
+        if done.image is None:
+            self._folder.fail(job, error, seconds=done.seconds, peak_bytes=done.peak_bytes)
+            self._progress.failure(job, error, took)
+            return
+        over = self._folder.find(job) if self._given.force else None
+        try:
+            path = self._folder.commit(
+                job, done.image, seconds=done.seconds, peak_bytes=done.peak_bytes, over=over
+            )
+        except UsageError as wrong:  # somebody else took the name meanwhile
+            self._progress.failure(job, str(wrong), took)
+            return
+        self._say_unknown(job)
+        self._progress.picture(job, path, took)
 
     def _say_unknown(self, job: Job) -> None:
         from mmgen.pipelines.vocabulary import unknown_words
@@ -376,8 +409,6 @@ def _asked_to_stop() -> Iterator[list[BaseException]]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        from mmgen.cli.main import Terminated
-
         asked.append(KeyboardInterrupt() if number == signal.SIGINT else Terminated())
         for one, handler in before.items():
             signal.signal(one, handler)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmgen.cli.generate import Options, Over, draw_all, with_options
+from mmgen.cli.generate import OPTIONS, Options, Over, draw_all
+from mmgen.cli.options import with_options
 from mmgen.cli.terminal import note
 from mmgen.errors import UsageError
 from mmgen.types import MIN_STRENGTH, STRENGTH
@@ -37,7 +38,7 @@ SIDES = ("left", "top", "right", "bottom")
     metavar="SIDE=PIXELS,...",
     help="Draw around the picture: left, top, right, bottom, such as left=256,top=256.",
 )
-@with_options
+@with_options(*OPTIONS)
 def edit(image: Path, strength: float | None, mask: Path | None, outpaint: str | None, **given: Any) -> None:
     """Draw over IMAGE what each PROMPT says.
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from mmgen.cli.options import MACHINE, parse_size, parse_threshold, read_prompts, stage_settings
+from mmgen.cli.options import MACHINE, parse_size, parse_threshold, read_prompts, stage_settings, with_options
 from mmgen.cli.terminal import StageBars, note
 from mmgen.errors import NonFiniteError, UsageError
 from mmgen.types import DRAWN_SEEDS, MAX_SEED, MAX_STEPS, SAMPLERS, Request, Size, StageSettings, check_prompt
+from mmgen.values import MAX_COUNT
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from mmgen.result import Result
     from mmgen.schedulers.samplers import Step
 
-MAX_COUNT = 10_000
 Stream = Callable[[Request], "Generator[Step, None, Result]"]
 
 
@@ -150,15 +150,8 @@ def seeds_from(first: int | None, count: int) -> tuple[int, ...]:
     return tuple(range(first, first + count))
 
 
-def with_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every option of `generate`."""
-    for option in reversed(OPTIONS):
-        function = option(function)
-    return function
-
-
 @click.command()
-@with_options
+@with_options(*OPTIONS)
 def generate(**given: Any) -> None:
     """Draw a picture for each PROMPT.
 

@@ -16,7 +16,7 @@ from typing import NoReturn
 import click
 
 from mmgen import __version__
-from mmgen.cli.terminal import note
+from mmgen.cli.terminal import Terminated, note
 from mmgen.errors import MachineError, MmgenError
 
 COMMANDS = {
@@ -39,10 +39,6 @@ COMMANDS = {
     "eval": "mmgen.cli.eval:evaluate",
 }
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141  # 128 + the signal's number, as shells count
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception, so that nothing but `main` takes it for an ordinary failure."""
 
 
 class LazyGroup(click.Group):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -14,6 +14,8 @@ from mmgen.errors import UsageError
 from mmgen.types import Size, StageSettings, check_prompt
 from mmgen.values import SETTING_NAMES as STAGE_NAMES
 from mmgen.values import parse_threshold as parse_threshold
+
+Option = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def parse_size(text: str) -> Size:
@@ -41,6 +43,17 @@ MACHINE = (
                  help="How attention is computed; 'mmgen doctor' lists what runs here."),
 )  # fmt: skip
 """What every command that draws takes: which model, and how it runs."""
+
+
+def with_options(*options: Option) -> Option:
+    """Give a command every one of these, in their order."""
+
+    def give(function: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return give
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmgen.cli.generate import DECODER, FILE, OUT, print_picture, say_unknown, seeds_from
-from mmgen.cli.options import MACHINE, parse_size, parse_threshold, stage_settings
+from mmgen.cli.options import MACHINE, parse_size, parse_threshold, stage_settings, with_options
 from mmgen.cli.terminal import StageBars, note
 from mmgen.errors import NonFiniteError, UsageError
 from mmgen.types import MAX_SEED, Request, Size, StageSettings, check_prompt, check_sampler
@@ -85,14 +85,8 @@ class Job:
     format: Format
 
 
-def _with_options(function: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(OPTIONS):
-        function = option(function)
-    return function
-
-
 @click.command()
-@_with_options
+@with_options(*OPTIONS)
 def rerun(images: tuple[Path, ...], **given: Any) -> None:
     """Draw each IMAGE again from the settings that it carries.
 

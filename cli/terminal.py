@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 MAX_LINE_CHARS = 1000
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception, so that nothing but `main` takes it for an ordinary failure."""
+
+
 def note(text: str) -> None:
     """A line for a person: on stderr, so that stdout holds only what a program may read."""
     click.echo(one_line(text), err=True)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmgen.cli.generate import FILE, MAX_COUNT, OUT, SEED, SIZE, print_picture, say_unknown, seeds_from
-from mmgen.cli.options import MACHINE, stage_settings
+from mmgen.cli.generate import FILE, OUT, SEED, SIZE, print_picture, say_unknown, seeds_from
+from mmgen.cli.options import MACHINE, stage_settings, with_options
 from mmgen.cli.terminal import note
 from mmgen.errors import NonFiniteError, UsageError
 from mmgen.types import AMOUNT, Request, Size, Verb, check_prompt
+from mmgen.values import MAX_COUNT
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,16 +58,13 @@ class Options:
     count: int = 1
 
 
-def _with_options(function: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed((OUT, SEED, SIZE, *MACHINE, *FILE)):
-        function = option(function)
-    return function
+SHARED = (OUT, SEED, SIZE, *MACHINE, *FILE)
 
 
 @click.command()
 @IMAGE
 @COUNT
-@_with_options
+@with_options(*SHARED)
 def vary(image: Path, **given: Any) -> None:
     """Draw other pictures of what IMAGE shows.
 
@@ -85,7 +83,7 @@ def vary(image: Path, **given: Any) -> None:
 @click.argument("parts", nargs=-1, required=True, metavar="IMAGE|TEXT...")
 @click.option("--weights", metavar="W,W,...", help="One number for each, together 1; equal if not given.")
 @COUNT
-@_with_options
+@with_options(*SHARED)
 def mix(parts: tuple[str, ...], weights: str | None, **given: Any) -> None:
     """Draw what several pictures and texts show together.
 
@@ -112,7 +110,7 @@ def mix(parts: tuple[str, ...], weights: str | None, **given: Any) -> None:
     show_default=True,
     help="Pictures, both ends included.",
 )
-@_with_options
+@with_options(*SHARED)
 def interpolate(a: str, b: str, frames: int, **given: Any) -> None:
     """Draw the way from one picture or text to another.
 
@@ -144,7 +142,7 @@ def interpolate(a: str, b: str, frames: int, **given: Any) -> None:
     show_default=True,
     help="How far it is changed, from 0 to 1; up to 0.5 the picture is still to be known.",
 )
-@_with_options
+@with_options(*SHARED)
 def diff_text(image: Path, before: str, after: str, amount: float, **given: Any) -> None:
     """Change IMAGE by what one text says and another says instead.
 

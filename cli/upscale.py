@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mmgen.cli.options import MACHINE, stage_settings
+from mmgen.cli.options import MACHINE, stage_settings, with_options
 from mmgen.cli.terminal import note
 from mmgen.errors import NonFiniteError, UsageError
 from mmgen.types import DRAWN_SEEDS, MAX_SEED, StageSettings
@@ -29,14 +28,8 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def _with_options(function: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(OPTIONS):
-        function = option(function)
-    return function
-
-
 @click.command()
-@_with_options
+@with_options(*OPTIONS)
 def upscale(
     images: tuple[Path, ...], out: Path, seed: int | None, settings: tuple[str, ...], **given: Any
 ) -> None:

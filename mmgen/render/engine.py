@@ -49,7 +49,7 @@ class Budget:
 class Done:
     """A picture that is drawn, or one that failed: then image is None and error says why, in one line.
 
-    seconds: its share of what its micro-batches took. peak_bytes: the most memory in use meanwhile, 0: not measured.
+    seconds: its share of what its micro-batches took. peak_bytes: the most memory in use by then, 0: not measured.
     """
 
     job: Job

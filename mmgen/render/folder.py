@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -44,28 +45,44 @@ class Folder:
                 return self.path / name
         return None
 
-    def commit(self, job: Job, image: Image.Image, *, seconds: float = 0.0, peak_bytes: int = 0) -> Path:
+    def obstacle(self, job: Job) -> str | None:
+        """What is in the way of a picture that `find` has not found: its name is taken. None: nothing."""
+        path = self.path / job.name
+        if self.overwrite or not os.path.lexists(path) or _is_cut_off(path, job):
+            return None
+        return (
+            f"{path} exists already and is another picture: choose another folder or --name, or replace it with "
+            "--overwrite"
+        )
+
+    def commit(
+        self,
+        job: Job,
+        image: Image.Image,
+        *,
+        seconds: float = 0.0,
+        peak_bytes: int = 0,
+        over: Path | None = None,
+    ) -> Path:
         """Write the picture of a job under its name, then its line into the manifest. Returns the path.
 
+        over: the file of this very picture, as `find` gives it, which is written again instead.
         A picture of the same key that is there already stays: another process was faster. One that was cut off is
         replaced. Raises UsageError if the name is taken by anything else and is not to be overwritten, and if the
         settings do not fit into the format; MachineError where disk, folder or permission is in the way.
         """
-        path = self.path / job.name
+        path = over or self.path / job.name
         data = encode(image, self.format, job.request)
         try:
-            write_new(path, data, overwrite=self.overwrite)
+            write_new(path, data, overwrite=self.overwrite or over is not None)
         except UsageError:
             if self._is_picture(path, job):
                 return path
-            if not _is_cut_off(path, job):
-                raise UsageError(
-                    f"{path} exists already and is another picture: choose another folder or --name, or replace it "
-                    "with --overwrite"
-                ) from None
+            if problem := self.obstacle(job):
+                raise UsageError(problem) from None
             write_new(path, data, overwrite=True)
         sha256 = hashlib.sha256(data).hexdigest()
-        entry = Entry(job.key, "done", job.name, sha256, len(data), seconds, peak_bytes)
+        entry = Entry(job.key, "done", path.name, sha256, len(data), seconds, peak_bytes)
         self._note(replace(entry, line=job.line, index=job.index))
         return path
 

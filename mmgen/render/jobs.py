@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from mmgen.errors import UsageError
@@ -194,7 +195,7 @@ def _fields(request: Request, key: str, index: int, line: int, number: int) -> d
         "seed": seed,
         "key": key,
         "key8": key[:8],
-        "model": slug(request.model),
+        "model": _model_slug(request.model),
         "width": width,
         "height": height,
         "size": f"{width}x{height}",
@@ -203,6 +204,11 @@ def _fields(request: Request, key: str, index: int, line: int, number: int) -> d
         "sampler": decoder.sampler or "",
         "threshold": "" if decoder.threshold is None else str(decoder.threshold),
     }
+
+
+@lru_cache(maxsize=8)  # one model, a million jobs
+def _model_slug(name: str) -> str:
+    return slug(name)
 
 
 def _name(template: str, suffix: str, fields: Mapping[str, str | int]) -> str:

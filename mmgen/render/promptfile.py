@@ -153,13 +153,13 @@ def _command(lines: Lines, text: str) -> Iterator[Field]:
     words = deque(_words(lines, text))
     while words:
         column, word = words.popleft()
-        if not _isoption_named(word):
+        if not _is_option(word):
             raise lines.wrong(
                 f"{shown(word)} belongs to no option: put a value in quotes", f"column {column}"
             )
         name, equals, value = word.partition("=")
         values = [value] if equals else []
-        while words and not _isoption_named(words[0][1]):
+        while words and not _is_option(words[0][1]):
             values.append(words.popleft()[1])
         name = name[2:] if name.startswith("--") else name[1:]
         if not values or (len(values) > 1 and name not in _SEVERAL_WORDS):
@@ -190,7 +190,7 @@ def _check_gap(lines: Lines, text: str, start: int, end: int) -> None:
         raise lines.wrong("a quote or a backslash here has no end", f"column {end - len(unread) + 1}")
 
 
-def _isoption_named(word: str) -> bool:
+def _is_option(word: str) -> bool:
     return word.startswith(("--", "-n=")) or word == "-n"
 
 

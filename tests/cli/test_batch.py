@@ -12,6 +12,7 @@ import time
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -158,6 +159,7 @@ def test_everything_that_is_wrong_with_a_file_is_said_and_nothing_drawn(
         (["prompts.txt", "--model", "storybok"], 3, "no model 'storybok'"),
         (["prompts.txt", "--name", "{indx}"], 2, "no field 'indx'"),
         (["prompts.txt", "--set", "decoder.stepz=3"], 2, "no setting 'stepz'"),
+        (["prompts.txt", "--set", "decodr.steps=3"], 2, "--set decodr: no such stage"),
         (["prompts.txt", "--wildcards", "nowhere"], 2, "--wildcards nowhere"),
         (["prompts.txt", "--sampler", "eulr"], 2, "eulr"),
         (["prompts.txt", "--out", ""], 2, "--out ''"),
@@ -190,7 +192,7 @@ def test_events_are_json(mmgen_command: Command, tiny: str, prompts: str, whole:
     assert stages == ["text", "prior", "decoder", "super-res-64"]
 
 
-def test_a_name_that_is_taken_fails_its_picture_alone(
+def test_a_name_that_is_taken_fails_its_picture_alone_and_before_it_is_drawn(
     mmgen_command: Command, tiny: str, prompts: str, whole: dict[str, bytes]
 ) -> None:
     name = sorted(whole)[0]
@@ -202,10 +204,10 @@ def test_a_name_that_is_taken_fails_its_picture_alone(
     assert "exists already and is another picture" in done.err
     assert f"{PICTURES - 1} pictures drawn, 1 failed" in done.err
     assert pictures(Path("out")) == {**whole, name: b"mine"}
-    again = mmgen_command(*args)
-    assert (again.code, again.out) == (1, "")
-    assert "--retry-failed draws them again" in again.err
-    assert mmgen_command(*args, "--retry-failed", "--overwrite").code == 0
+    again = mmgen_command(*args, "--json")
+    assert again.code == 1
+    assert [event["event"] for event in again.objects()] == ["failed"]
+    assert mmgen_command(*args, "--overwrite").code == 0
     assert pictures(Path("out")) == whole
 
 
@@ -214,9 +216,41 @@ def test_force_draws_what_is_there(
 ) -> None:
     args = ("batch", prompts, "--model", tiny, *SIZE, "-o", "out")
     assert mmgen_command(*args).code == 0
+    renamed = sorted(whole)[0]
+    Path("out", renamed).rename("out/mine.png")
     again = mmgen_command(*args, "--force")
     assert len(again.out.splitlines()) == PICTURES
-    assert_whole(Path("out"), whole)
+    assert pictures(Path("out")) == {("mine.png" if name == renamed else name): whole[name] for name in whole}
+
+
+def test_force_replaces_nothing_but_the_same_picture(
+    mmgen_command: Command, tiny: str, prompts: str, whole: dict[str, bytes]
+) -> None:
+    Path("out").mkdir()
+    Path("out", sorted(whole)[0]).write_bytes(b"mine")
+    done = mmgen_command("batch", prompts, "--model", tiny, *SIZE, "-o", "out", "--force")
+    assert done.code == 1
+    assert Path("out", sorted(whole)[0]).read_bytes() == b"mine"
+
+
+def test_a_pipe_is_read_as_a_file_is(mmgen_command: Command, tiny: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = Thread(target=(tmp_path / "pipe").write_text, args=("a cat\na dog\n",))
+    writer.start()
+    done = mmgen_command("batch", str(tmp_path / "pipe"), "--model", tiny, *SIZE, "-o", "out", "--dry-run")
+    writer.join()
+    assert done.code == 0, done.err
+    assert len(done.out.splitlines()) == 2
+
+
+def test_a_scheduler_that_diffusers_has_not_is_said_before_anything_is_drawn(
+    mmgen_command: Command, tiny: str, prompts: str
+) -> None:
+    args = ("batch", prompts, "--model", tiny, *SIZE, "-o", "out", "--sampler", "NoSuchScheduler")
+    done = mmgen_command(*args)
+    assert done.code == 2
+    assert "NoSuchScheduler" in done.err
+    assert os.listdir("out") == []
 
 
 def test_time_may_be_up(mmgen_command: Command, tiny: str, prompts: str, whole: dict[str, bytes]) -> None:
@@ -276,6 +310,8 @@ def test_a_run_that_is_killed_at_any_moment_is_finished_by_the_next(
 ) -> None:
     args = ["batch", prompts, "--model", tiny, *SIZE, "-o", str(tmp_path / "out")]
     chance = random.Random(0)
+    # the server of processes takes longer to begin than a run to end, and most kills would come too late
+    assert _run(["--version"]).exitcode == 0
     started = time.monotonic()
     assert _run(args).exitcode == 0
     needed = time.monotonic() - started
