@@ -106,13 +106,13 @@ def test_the_lesson_is_learned_and_left_behind(
             return recipe.loss(order, recipe.source.draw(order), torch.Generator().manual_seed(1))[1]
 
     before = asked()
-    state = train(recipe, tmp_path / "run", Budget(steps=30), say=lambda _line: None)
+    state = train(recipe, tmp_path / "run", Budget(steps=90), say=lambda _line: None)
     after = asked()
     assert after["layout"] < 0.7 * before["layout"]
     assert after["layout_right"] > 0.9
     again = type(network).from_pretrained(tmp_path / "run" / "decoder")
     assert set(again.state_dict()) == names
-    resumed = train(recipe, tmp_path / "run", Budget(steps=31), resume=True, say=lambda _line: None)
+    resumed = train(recipe, tmp_path / "run", Budget(steps=91), resume=True, say=lambda _line: None)
     assert resumed.step == state.step + 1
 
 
