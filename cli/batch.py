@@ -156,6 +156,8 @@ def _rebuild(given: Given) -> None:
 
     if given.file is not None:
         raise UsageError("--rebuild-manifest reads the pictures in --out: leave the prompt file out")
+    if given.dry_run:
+        raise UsageError("--rebuild-manifest writes manifest.jsonl, and --dry-run writes nothing: keep one")
     if not os.path.isdir(given.out):
         raise UsageError(f"--out {given.out}: there is no such folder")
     note(f"{given.out}/{manifest.NAME}: {pictures(manifest.rebuild(Path(given.out)))}")

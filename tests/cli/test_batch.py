@@ -165,6 +165,7 @@ def test_everything_that_is_wrong_with_a_file_is_said_and_nothing_drawn(
         (["prompts.txt", "--out", ""], 2, "--out ''"),
         (["prompts.txt", "--rebuild-manifest"], 2, "leave the prompt file out"),
         (["--rebuild-manifest", "--out", "nowhere"], 2, "there is no such folder"),
+        (["--rebuild-manifest", "--dry-run", "--out", "."], 2, "--dry-run writes nothing"),
     ],
 )
 @pytest.mark.usefixtures("prompts")
