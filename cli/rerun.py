@@ -255,8 +255,7 @@ def _request(recipe: Recipe, changes: Changes, facts: Facts, path: Path) -> Requ
     from mmgen.pipelines.families import up_to
 
     size = changes.size or recipe.size
-    sides = [form.size for form in facts.forms if form.size is not None]
-    side = sides[-1] if size is None else fitting_side(size, sides, facts.name)
+    side = facts.sides[-1] if size is None else fitting_side(size, facts.sides, facts.name)
     takes = {form.name: form.takes for form in up_to(facts.forms, side)}
     stages, left = _merged(recipe.stages, changes.stages, takes)
     if left:

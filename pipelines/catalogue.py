@@ -12,7 +12,7 @@ from typing import Any
 
 from mmgen.errors import ModelError, UsageError
 from mmgen.pipelines.checkpoint import INDEX, digest, problems, read_json, read_manifest, weight_header
-from mmgen.pipelines.families import FAMILIES, Family, Kind, StageForm, resolve, up_to
+from mmgen.pipelines.families import FAMILIES, Family, Kind, StageForm, resolve, sides, up_to
 from mmgen.types import Request, Size, StageSettings
 
 
@@ -73,8 +73,14 @@ def kind_of(component: Path, kinds: Sequence[Kind]) -> Kind:
 def sizes(name_or_folder: str | Path) -> tuple[int, ...]:
     """Sides in pixels of the square pictures a model can draw, smallest first. Raises ModelError if it is none."""
     folder = find(name_or_folder)
-    _, family = read_index(folder)
-    return tuple(scale * _side(folder) for scale in family.scales)
+    return sides(_forms(folder, *read_index(folder)))
+
+
+def _forms(folder: Path, index: Mapping[str, Any], family: Family) -> tuple[StageForm, ...]:
+    try:
+        return family.forms(index, _side(folder))
+    except ValueError as error:
+        raise ModelError(f"checkpoint {folder.name}: {error}") from None
 
 
 def _side(folder: Path) -> int:
@@ -96,7 +102,7 @@ class Facts:
     @property
     def sides(self) -> tuple[int, ...]:
         """Sides in pixels of the square pictures it can draw, smallest first."""
-        return tuple(form.size for form in self.forms if form.size is not None)
+        return sides(self.forms)
 
     def request(
         self,
@@ -139,10 +145,7 @@ def facts(name_or_folder: str | Path) -> Facts:
     """What a request needs to know of a model, from the heads of its files. Raises ModelError if it is none."""
     folder = find(name_or_folder)
     index, family = read_index(folder)
-    try:
-        forms = family.forms(index, _side(folder))
-    except ValueError as error:
-        raise ModelError(f"checkpoint {folder.name}: {error}") from None
+    forms = _forms(folder, index, family)
     return Facts(str(index.get("name", folder.name)), digest(read_manifest(folder)), forms)
 
 

@@ -26,7 +26,7 @@ DECODER_TAKES = frozenset({
 SUPER_RES_TAKES = frozenset({"steps", "sampler", "noise_level", "threshold"})
 
 FACTOR = 4  # of a super-resolution stage: its picture's side in that of the picture before
-STORYBOOK_SCALES = (1, FACTOR, FACTOR**2)
+STORYBOOK_SCALES = (FACTOR, FACTOR**2)  # of its super-resolution stages: sides, in that of the decoder
 
 # What an index may say of its decoder and image embeddings. "prior": it draws no prompt without one, which the prior
 # makes. "given": it draws prompts without, and is told those of pictures that are varied or mixed. "none": it saw none.
@@ -55,13 +55,12 @@ class Family:
     """components: name -> what it may be. join: components and index -> stages.
 
     forms: index and the side of the decoder's pictures -> what those stages will be. Both raise ValueError where the
-    parts do not fit each other. scales: sides of the pictures it draws, in those of its decoder.
+    parts do not fit each other.
     """
 
     components: Mapping[str, tuple[Kind, ...]]
     join: Callable[[Mapping[str, Any], Mapping[str, Any]], list[Any]]
     forms: Callable[[Mapping[str, Any], int], tuple[StageForm, ...]]
-    scales: tuple[int, ...]
 
 
 def up_to(forms: Sequence[StageForm], size: int) -> tuple[StageForm, ...]:
@@ -69,7 +68,7 @@ def up_to(forms: Sequence[StageForm], size: int) -> tuple[StageForm, ...]:
     for i, form in enumerate(forms):
         if form.size == size:
             return tuple(forms[: i + 1])
-    raise UsageError(f"no stage gives pictures of {size} px: choose {' or '.join(map(str, _sizes(forms)))}")
+    raise UsageError(f"no stage gives pictures of {size} px: choose {' or '.join(map(str, sides(forms)))}")
 
 
 def resolve(forms: Sequence[StageForm], given: Mapping[str, StageSettings]) -> dict[str, StageSettings]:
@@ -80,7 +79,7 @@ def resolve(forms: Sequence[StageForm], given: Mapping[str, StageSettings]) -> d
     names = [form.name for form in forms]
     if idle := sorted(set(given) - set(names)):
         raise UsageError(
-            f"settings for stage {idle[0]!r}, but at {_sizes(forms)[-1]} px only {', '.join(names)} run"
+            f"settings for stage {idle[0]!r}, but at {sides(forms)[-1]} px only {', '.join(names)} run"
         )
     stages = {form.name: complete(form, given.get(form.name, StageSettings())) for form in forms}
     return {name: settings for name, settings in stages.items() if settings.to_dict()}
@@ -105,8 +104,9 @@ def complete(form: StageForm, settings: StageSettings) -> StageSettings:
     return settings
 
 
-def _sizes(forms: Sequence[StageForm]) -> list[int]:
-    return [form.size for form in forms if form.size is not None]
+def sides(forms: Sequence[StageForm]) -> tuple[int, ...]:
+    """Sides in pixels of the pictures that a chain can end with, smallest first."""
+    return tuple(form.size for form in forms if form.size is not None)
 
 
 def _storybook(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
@@ -124,7 +124,7 @@ def _storybook(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
         stages.append(prior)
     stages.append(DecoderStage(parts["decoder"], DECODER, uses_image_embed=embeds == "prior", prior=prior))
     size = parts["decoder"].config.sample_size
-    for scale in STORYBOOK_SCALES[1:]:
+    for scale in STORYBOOK_SCALES:
         stages.append(SuperResStage(parts["super_res"], SUPER_RES, size=scale * size))
     return stages
 
@@ -134,7 +134,7 @@ def _storybook_forms(index: Mapping[str, Any], side: int) -> tuple[StageForm, ..
     if _image_embed(index) == "prior":
         forms.append(StageForm("prior", PRIOR_TAKES, PRIOR))
     forms.append(StageForm("decoder", DECODER_TAKES, DECODER, side))
-    for scale in STORYBOOK_SCALES[1:]:
+    for scale in STORYBOOK_SCALES:
         size = scale * side
         forms.append(StageForm(super_res_name(size), SUPER_RES_TAKES, SUPER_RES, size))
     return tuple(forms)
@@ -189,6 +189,5 @@ FAMILIES: Mapping[str, Family] = {
         },
         join=_storybook,
         forms=_storybook_forms,
-        scales=STORYBOOK_SCALES,
     )
 }
