@@ -18,8 +18,7 @@ PARTS = {
     "decoder": "Train what draws the small picture.",
     "super-res": "Train what enlarges a picture four times.",
 }
-NEEDS_TEXT = ("dual-encoder", "prior", "decoder")
-NEEDS_DUAL_ENCODER = ("prior", "decoder")
+NEEDS_DUAL_ENCODER = ("prior", "decoder", "super-res")
 
 
 @click.group()
@@ -59,6 +58,11 @@ DUAL_ENCODER = click.option(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The dual-encoder folder of a run.",
 )
+DECODER = click.option(
+    "--decoder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The decoder folder of a run, or of a model: learn to sharpen what it draws, told --text and --dual-encoder.",
+)
 
 
 def _run(part: str) -> Callable[..., None]:
@@ -89,7 +93,7 @@ def _check(data: str, out: Path, minutes: float, lr: float | None) -> None:
 
 def _command(part: str, help: str) -> click.Command:
     function = _run(part)
-    more = [TEXT] * (part in NEEDS_TEXT) + [DUAL_ENCODER] * (part in NEEDS_DUAL_ENCODER)
+    more = [TEXT] + [DUAL_ENCODER] * (part in NEEDS_DUAL_ENCODER) + [DECODER] * (part == "super-res")
     for option in reversed((*COMMON, *more)):
         function = option(function)
     return click.command(name=part, help=help)(function)

@@ -43,7 +43,10 @@ def contrast_weight(x0: Tensor, layout: Tensor) -> Tensor:
     window = x0.shape[-1] // 10 * 2 + 1
 
     def blurred(values: Tensor) -> Tensor:
-        return F.avg_pool2d(values, window, 1, window // 2, count_include_pad=False)
+        for across in ((window, 1), (1, window)):
+            reach = (across[0] // 2, across[1] // 2)
+            values = F.avg_pool2d(values, across, 1, reach, count_include_pad=False)
+        return values
 
     variance = (blurred(x0.square()) - blurred(x0).square()).mean(1, keepdim=True)
     inverse = (CONTRAST / (variance.clamp_min(0) + CONTRAST_FLOOR)).clamp_max(MOST)

@@ -16,6 +16,7 @@ from mmgen.models.text import TextEncoder
 from mmgen.nn.blocks import Unfold
 from mmgen.pipelines.super_res_stage import FACTOR, enlarge
 from mmgen.training.data import Batch, Order, Source, StorybookSource
+from mmgen.training.degrade import Redraw, blur
 from mmgen.training.layout import (
     EMBED_WEIGHT,
     LESSON_CELLS,
@@ -42,6 +43,10 @@ DROP_BOTH, DROP_IMAGE, DROP_TEXT = 0.1, 0.05, 0.1
 EMBED_NOISE = 0.3
 LEVELS = 4  # of noise for each text that the prior reads
 MAX_NOISE_LEVEL = 0.4
+MAX_BLUR = (
+    1.0  # pixels of the small picture; Gaussian, as unCLIP's first upsampler learns it, arXiv:2204.06125, 2.2
+)
+REDRAWN = 0.75  # of the whole pictures that super-resolution learns from
 MAX_LOG_SCALE = 4.6  # a factor of 100, as in CLIP
 
 
@@ -129,28 +134,49 @@ class DecoderRecipe:
 
 
 class SuperResRecipe:
-    """Low resolution -> what is missing, on crops, at both scales of the cascade by turns."""
+    """Low resolution -> what is missing, at both scales of the cascade by turns.
+
+    The larger scale on crops. The smaller scale, with a model at hand, on whole pictures of as many pixels in all, most
+    of them drawn again by its decoder: what comes out of a decoder is softer than any small picture of the source.
+    """
 
     part = "super-res"
     head = None
 
     def __init__(
-        self, network: ConditionedUNet, source: Source, *, lr: float = 1e-3, batch: int = 24, crop: int = 128
+        self,
+        network: ConditionedUNet,
+        source: Source,
+        redraw: Redraw | None = None,
+        *,
+        lr: float = 1e-3,
+        batch: int = 24,
+        crop: int = 128,
     ) -> None:
-        self.network, self.source = network, source
+        self.network, self.source, self.redraw = network, source, redraw
         self.lr, self.batch, self.crop = lr, batch, crop
 
     def order(self, index: int, progress: float) -> Order:
-        return Order(index, self.batch, self.crop, source_size=64 if index % 2 == 0 else 256)
+        if index % 2:
+            return Order(index, self.batch, self.crop, source_size=256)
+        if self.redraw is None:
+            return Order(index, self.batch, self.crop, source_size=64)
+        size = FACTOR * self.redraw.size
+        return Order(index, max(1, self.batch * self.crop**2 // size**2), size)
 
     def loss(self, order: Order, drawn: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        x0, device, source_size = drawn.tensor(generator.device), generator.device, order.source_size
-        assert source_size is not None
-        level = torch.rand(order.count, generator=generator, device=device) * MAX_NOISE_LEVEL
+        x0, device = drawn.tensor(generator.device), generator.device
+        source_size = order.px // FACTOR if order.source_size is None else order.source_size
         low = torch.nn.functional.avg_pool2d(x0, FACTOR)
+        if self.redraw is not None and order.source_size is None:
+            again = torch.rand(order.count, generator=generator, device=device) < REDRAWN
+            low = torch.where(again[:, None, None, None], self.redraw(low, drawn.captions, generator), low)
+        else:
+            # half of the batches as they are
+            low = blur(low, MAX_BLUR * float(torch.rand((), generator=generator, device=device) * 2 - 1))
+        level = torch.rand(order.count, generator=generator, device=device) * MAX_NOISE_LEVEL
         noise = torch.randn(low.shape, generator=generator, device=device)
-        at = level[:, None, None, None]
-        low_res = enlarge(low + at * noise)
+        low_res = enlarge(low + level[:, None, None, None] * noise)
         t = sample_times(order.count, generator, device, mean=0.8, std=1.2)
         residual = (x0 - low_res) / self.network.config.residual_scale
         eps = torch.randn(x0.shape, generator=generator, device=device)
@@ -159,8 +185,12 @@ class SuperResRecipe:
         cond = Conditioning(low_res=low_res, noise_level=level, source_size=sizes)
         predicted = self.network((1 - at) * residual + at * eps, t, self.network.prepare(cond))
         # on x0, not on v: the residual is small and one step from pure noise is how the network is mostly used
-        losses = (predicted.float() - residual).square().flatten(1).mean(1)
-        return losses.mean(), by_noise_level(losses.detach(), t)
+        wrong = (predicted.float() - residual).square()
+        if drawn.layout is not None:
+            wrong = wrong * contrast_weight(x0, torch.from_numpy(drawn.layout).to(device))
+        losses = wrong.flatten(1).mean(1)
+        figures = by_noise_level(losses.detach(), t)
+        return losses.mean(), figures | {f"loss_{source_size}": losses.mean().item()}
 
     def sheet(self, network: Any, path: Path) -> dict[str, float]:
         from mmgen.training.sheets import super_res_sheet

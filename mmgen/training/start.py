@@ -27,6 +27,7 @@ def start(
     init: Path | None = None,
     text: Path | None = None,
     dual_encoder: Path | None = None,
+    decoder: Path | None = None,
     seed: int = 0,
     batch: int | None = None,
     lr: float | None = None,
@@ -34,7 +35,8 @@ def start(
     """Train one part of the bundled model's shape.
 
     init: folder of a network to begin with (None: fresh weights). text: folder with text_encoder/ and tokenizer/ (None:
-    the bundled model's). dual_encoder: a run's dual-encoder folder; the prior cannot do without.
+    the bundled model's). dual_encoder: a run's dual-encoder folder; the prior cannot do without. decoder: a run's
+    decoder folder, whose pictures super-resolution learns to sharpen; text and dual_encoder are what it is told.
     Raises UsageError if something that the part needs is missing, or for an init to a run that is resumed; ModelError
     if init holds no sound network of the part's shape.
     """
@@ -43,7 +45,7 @@ def start(
     if resume and init is not None:
         raise UsageError("a resumed run goes on with its own weights: give either --resume or --init")
     torch.manual_seed(seed)  # fresh weights are drawn from the global generator
-    recipe = _recipe(part, data, init, text, dual_encoder, seed)
+    recipe = _recipe(part, data, init, text, dual_encoder, decoder, seed)
     if batch is not None:
         recipe.batch = batch
     if lr is not None:
@@ -52,7 +54,13 @@ def start(
 
 
 def _recipe(
-    part: str, data: str, init: Path | None, text: Path | None, dual_encoder: Path | None, seed: int
+    part: str,
+    data: str,
+    init: Path | None,
+    text: Path | None,
+    dual_encoder: Path | None,
+    decoder: Path | None,
+    seed: int,
 ) -> Any:
     from mmgen.training import recipes
 
@@ -61,14 +69,20 @@ def _recipe(
             "the prior needs a dual encoder: give --dual-encoder RUN/dual-encoder; "
             "'mmgen train dual-encoder --data storybook --out RUN --minutes 10' makes it"
         )
+    if part == "super-res" and decoder is None and (text or dual_encoder):
+        raise UsageError("super-resolution reads no text: --text and --dual-encoder go with --decoder")
     source = open_source(data, seed)
     network = _network(part, init)
-    if part == "super-res":
+    if part == "super-res" and decoder is None:
         return recipes.SuperResRecipe(network, source)
     encoder = _text_encoder(text)
     if part == "dual-encoder":
         return recipes.DualEncoderRecipe(network, source, encoder)
     dual = None if dual_encoder is None else _dual_encoder(dual_encoder)
+    if decoder is not None:
+        from mmgen.training.degrade import Redraw
+
+        return recipes.SuperResRecipe(network, source, Redraw(_decoder(decoder), encoder, dual))
     if part == "decoder":
         if init is None and dual is not None and dual.config.cells == network.config.image_cells:
             # it has learned already what the decoder would have to find out
@@ -119,6 +133,13 @@ def _text_encoder(folder: Path | None) -> Any:
     )
     place(encoder.model, choose_device(), torch.bfloat16)
     return encoder
+
+
+def _decoder(folder: Path) -> Any:
+    from mmgen.models import presets
+    from mmgen.pipelines.loading import read_network
+
+    return place(read_network(folder, type(presets.decoder_storybook())), choose_device(), torch.bfloat16)
 
 
 def _dual_encoder(folder: Path) -> Any:

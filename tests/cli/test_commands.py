@@ -299,12 +299,18 @@ def test_train_passes_on_what_was_given(
     (tmp_path / "dual").mkdir()
     run = ["--out", "run", "--minutes", "2", "--resume", "--seed", "5", "--batch", "8", "--lr", "0.01"]
     assert mmgen_command("train", "prior", *run, "--dual-encoder", "dual").code == 0
-    assert mmgen_command("train", "super-res", *run, "--data", str(tmp_path)).code == 0
+    assert mmgen_command("train", "super-res", *run, "--data", str(tmp_path), "--decoder", "dual").code == 0
     common = {"resume": True, "init": None, "seed": 5, "batch": 8, "lr": 0.01}
     prior = {**common, "text": None, "dual_encoder": Path("dual")}
     assert calls == [
         ("prior", "storybook", Path("run"), Budget(minutes=2), prior),
-        ("super-res", str(tmp_path), Path("run"), Budget(minutes=2), common),
+        (
+            "super-res",
+            str(tmp_path),
+            Path("run"),
+            Budget(minutes=2),
+            {**prior, "dual_encoder": None, "decoder": Path("dual")},
+        ),
     ]
 
 

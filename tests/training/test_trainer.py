@@ -22,6 +22,7 @@ from mmgen.models.efficient_unet import EfficientUNet
 from mmgen.models.text import TextEncoder
 from mmgen.training import muon, recipes, start, trainer
 from mmgen.training.data import Batch, FolderSource, Order
+from mmgen.training.degrade import Redraw
 from mmgen.training.losses import contrastive_loss
 from mmgen.training.recipes import DecoderRecipe, DualEncoderRecipe, PriorRecipe, SuperResRecipe
 from mmgen.training.trainer import Budget, State, train
@@ -331,6 +332,8 @@ def test_start_asks_for_what_is_missing(tmp_path: Path, pictures: Path) -> None:
         begin("decoder", text=tmp_path / "nothing")
     with pytest.raises(UsageError, match="give 'storybook' or a folder"):
         begin("super-res", "nowhere")
+    with pytest.raises(UsageError, match="--text and --dual-encoder go with --decoder"):
+        begin("super-res", text=tmp_path)
     assert not (tmp_path / "run").exists()
 
 
@@ -341,7 +344,7 @@ def test_a_run_begins_with_given_weights(
     torch.manual_seed(3)
     given = presets.super_res_tiny()
     trainer.save_network(given, tmp_path / "given")
-    recipe = start._recipe("super-res", str(pictures), tmp_path / "given", None, None, 0)
+    recipe = start._recipe("super-res", str(pictures), tmp_path / "given", None, None, None, 0)
     for name, value in recipe.network.state_dict().items():
         assert torch.equal(value, given.state_dict()[name].bfloat16().float())
         assert value.dtype == torch.float32
@@ -386,9 +389,9 @@ def test_a_fresh_decoder_begins_with_the_unfolding_that_the_dual_encoder_learned
     text = write_bert(tmp_path / "text", num_hidden_layers=start.TEXT_LAYER)
     dual = presets.dual_encoder_storybook()
     trainer.save_network(dual, tmp_path / "dual")
-    made = start._recipe("decoder", str(pictures), None, text, tmp_path / "dual", 0)
+    made = start._recipe("decoder", str(pictures), None, text, tmp_path / "dual", None, 0)
     assert torch.equal(made.network.unfold.linear.weight, dual.unfold.linear.weight.bfloat16().float())
-    alone = start._recipe("decoder", str(pictures), None, text, None, 0)
+    alone = start._recipe("decoder", str(pictures), None, text, None, None, 0)
     assert not torch.equal(alone.network.unfold.linear.weight, made.network.unfold.linear.weight)
 
 
@@ -402,6 +405,9 @@ def test_every_recipe_gives_a_loss_that_teaches(pictures: Path, encoder: TextEnc
         DualEncoderRecipe(presets.dual_encoder_tiny(), source, encoder, batch=3),
         PriorRecipe(presets.prior_tiny(), source, encoder, dual, batch=3),
         SuperResRecipe(presets.super_res_tiny(), source, batch=3, crop=32),
+        SuperResRecipe(
+            presets.super_res_tiny(), source, Redraw(presets.decoder_tiny().eval(), encoder, dual), crop=32
+        ),
     ]
     for made in recipes:
         loss, figures = first(made, 0, torch.Generator().manual_seed(0))
