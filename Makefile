@@ -1,18 +1,22 @@
-# demo: one picture. test: every test. check: lint, types, floors. bench: every benchmark. tree: the package as it is
-# installed, for type checkers and editors. Another Python: make test PYTHON=python3.12
+# demo: one picture. test: every test. faults: 200 kills, and all else that must lose no picture. check: lint, types,
+# floors. bench: every benchmark. tree: the package as it is installed, for type checkers and editors.
+# Another Python: make test PYTHON=python3.12
 SHELL := bash -o pipefail
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PROMPT := two cats and a red balloon on the beach at sunset
 
-.PHONY: demo test check bench tree clean
+.PHONY: demo test faults check bench tree clean
 
 demo: $(VENV)/.installed
 	@echo "the picture: $$($(BIN)/mmgen generate "$(PROMPT)" --size 1024 --seed 1)"
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --junit-xml=build/pytest.xml
+
+faults: $(VENV)/.installed-test
+	MMGEN_KILLS=200 $(BIN)/python -m pytest -rs --durations=5 tests/faults tests/render/test_folder.py tests/render/test_engine.py
 
 check: $(VENV)/.installed-test tree
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(MYPY) && $(BIN)/python -m pytest tests/test_floors.py

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import textwrap
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ from mmgen.types import MAX_SEED
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from mmgen.cli.output import Output
+    from mmgen.images import Format
     from mmgen.types import Size
 
 CELL, MIN_CELL, MAX_CELL = 256, 32, 4096  # pixels
@@ -67,9 +69,10 @@ def grid(
         )
     paths = _pictures(images, output.file)
     columns = min(columns or math.isqrt(len(paths) - 1) + 1, len(paths))
-    cell = _fitting_cell(len(paths), columns, caption != "none", cell, output)
+    size_of = partial(_sheet_size, len(paths), columns, caption != "none")
+    cell = fitting_cell(len(paths), size_of, output.format, asked=cell)
     captions = None if caption == "none" else [_caption(path, caption, cell) for path in paths]
-    sheet = files.grid([_in_cell(path, cell) for path in paths], columns, captions)
+    sheet = files.grid([in_cell(path, cell) for path in paths], columns, captions)
     files.check_side(output.format, max(sheet.size))
     files.make_folder(output.folder)
     data = files.encode(sheet, output.format)
@@ -92,24 +95,25 @@ def _pictures(given: tuple[Path, ...], sheet: Path) -> list[Path]:
     return paths
 
 
-def _fitting_cell(count: int, columns: int, captioned: bool, asked: int | None, output: Output) -> int:
-    """The side of a cell with which the sheet can be written and opened again.
+def fitting_cell(count: int, size_of: Callable[[int], Size], format: Format, asked: int | None = None) -> int:
+    """The side of a cell with which a sheet of so many pictures can be written and opened again.
 
-    Raises UsageError if there is none, or it is not the one that was asked for.
+    size_of: width and height of the sheet, at most, by that side. Raises UsageError if there is none, or it is not the
+    one that was asked for.
     """
     from mmgen.images import MAX_SIDES
     from mmgen.inputs import MAX_PIXELS
 
-    longest = MAX_SIDES.get(output.format, MAX_PIXELS)
+    longest = MAX_SIDES.get(format, MAX_PIXELS)
 
     def fits(cell: int) -> bool:
-        width, height = _sheet_size(count, columns, captioned, cell)
+        width, height = size_of(cell)
         return width * height <= MAX_PIXELS and max(width, height) <= longest
 
     cell = asked or CELL
     fitting = next((side for side in range(cell, MIN_CELL - 1, -1) if fits(side)), None)
     if fitting != cell and (asked or fitting is None):
-        width, height = _sheet_size(count, columns, captioned, cell if asked else MIN_CELL)
+        width, height = size_of(cell if asked else MIN_CELL)
         advice = f"give --cell {fitting}, or fewer" if fitting else "give fewer"
         raise UsageError(
             f"{count:,} pictures in cells of {cell if asked else MIN_CELL} px make a sheet of about {width}x{height}, "
@@ -117,26 +121,26 @@ def _fitting_cell(count: int, columns: int, captioned: bool, asked: int | None, 
         )
     assert fitting is not None
     if fitting != cell:
-        width, height = _sheet_size(count, columns, captioned, fitting)
+        width, height = size_of(fitting)
         note(f"{count:,} pictures: in cells of {fitting} px, the sheet is about {width}x{height}")
     return fitting
 
 
 def _sheet_size(count: int, columns: int, captioned: bool, cell: int) -> Size:
     """Width and height at most, with captions as long as they may get."""
-    lines = PROMPT_LINES + 1 + -(-len(str(MAX_SEED)) // _letters(cell))
-    strip = 8 + round(1.4 * _font_size(cell)) * lines if captioned else 0
+    lines = PROMPT_LINES + 1 + -(-len(str(MAX_SEED)) // letters(cell))
+    strip = 8 + round(1.4 * font_size(cell)) * lines if captioned else 0
     return columns * cell, -(-count // columns) * (cell + strip)
 
 
-def _font_size(cell: int) -> int:
+def font_size(cell: int) -> int:
     """As `mmgen.images.grid` chooses it."""
     return max(10, cell // 20)
 
 
-def _letters(cell: int) -> int:
+def letters(cell: int) -> int:
     """That fit into a line."""
-    return max(4, round(cell / (0.65 * _font_size(cell))))
+    return max(4, round(cell / (0.65 * font_size(cell))))
 
 
 def _caption(path: Path, kind: str, cell: int) -> str:
@@ -148,9 +152,40 @@ def _caption(path: Path, kind: str, cell: int) -> str:
 
 
 def _wrapped(text: str, cell: int) -> str:
-    """At most PROMPT_LINES lines, long words broken, so that no caption runs into the next one."""
-    lines = textwrap.wrap(one_line(text), _letters(cell), max_lines=PROMPT_LINES, placeholder="...")
+    """At most PROMPT_LINES lines, as the font is wide, so that no caption runs into the next one."""
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(font_size(cell))
+
+    def fits(line: str) -> bool:
+        return font.getlength(line) <= cell - 8  # as `mmgen.images.grid` leaves room
+
+    lines = list(islice(_lines(one_line(text), fits), PROMPT_LINES + 1))
+    if len(lines) > PROMPT_LINES:
+        last = lines[PROMPT_LINES - 1]
+        while last and not fits(f"{last}..."):
+            last = last[:-1]
+        lines[PROMPT_LINES - 1 :] = [f"{last}..."]
     return " ".join(lines)
+
+
+def _lines(text: str, fits: Callable[[str], bool]) -> Iterator[str]:
+    """The words of a text in lines that fit; of a word that does not, as many letters as do, at least one."""
+    line = ""
+    for word in text.split():
+        if fits(longer := f"{line} {word}".strip()):
+            line = longer
+            continue
+        if line:
+            yield line
+        line = ""
+        for letter in word:
+            if line and not fits(line + letter):
+                yield line
+                line = ""
+            line += letter
+    if line:
+        yield line
 
 
 def _prompt_and_seed(path: Path) -> tuple[str, int | None]:
@@ -166,7 +201,7 @@ def _prompt_and_seed(path: Path) -> tuple[str, int | None]:
     return foreign.prompt, foreign.seed
 
 
-def _in_cell(path: Path, side: int) -> Image:
+def in_cell(path: Path, side: int) -> Image:
     """The whole picture in the middle of a white square; one that is smaller is not enlarged."""
     from PIL import Image
 

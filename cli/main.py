@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -22,6 +23,7 @@ from mmgen.errors import MachineError, MmgenError
 COMMANDS = {
     "generate": "mmgen.cli.generate:generate",
     "batch": "mmgen.cli.batch:batch",
+    "sweep": "mmgen.cli.sweep:sweep",
     "edit": "mmgen.cli.edit:edit",
     "upscale": "mmgen.cli.upscale:upscale",
     "vary": "mmgen.cli.unclip:vary",
@@ -32,6 +34,7 @@ COMMANDS = {
     "inspect": "mmgen.cli.inspect:inspect",
     "diff": "mmgen.cli.diff:diff",
     "grid": "mmgen.cli.grid:grid",
+    "gallery": "mmgen.cli.gallery:gallery",
     "strip": "mmgen.cli.strip:strip",
     "models": "mmgen.cli.models:models",
     "doctor": "mmgen.cli.doctor:doctor",
@@ -111,6 +114,10 @@ def _report(error: BaseException) -> int:
             return _say("interrupted: what was finished stays", INTERRUPTED)
         case Terminated():
             return _say("terminated: what was finished stays", TERMINATED)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT, filename=None):  # of a file, a MachineError says it
+            _drop_stdout()
+            full = "standard output cannot be written: the disk is full: free some space, or choose another place"
+            return _say(full, MachineError.exit_code)
         case MmgenError():
             return _say(str(error), error.exit_code)
         case click.ClickException():

@@ -26,6 +26,14 @@ def parse_size(text: str) -> Size:
         raise UsageError(f"--size {text!r}: {error}") from None
 
 
+def parse_memory(text: str) -> int:
+    """The value of --memory."""
+    try:
+        return values.parse_bytes(text)
+    except UsageError as error:
+        raise UsageError(f"--memory {text!r}: {error}") from None
+
+
 def parse_device(text: str) -> str:
     """The name of a device, as torch writes it."""
     if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", text, re.ASCII):

@@ -69,9 +69,14 @@ class Progress:
         self._above(f"error: line {job.line}, seed {job.request.seeds[0]}: {error}")
 
     def event(self, event: Event) -> None:
-        self.stage = event.stage if event.total == 0 else f"{event.stage} {event.done}/{event.total}"
+        if event.what == "lost":
+            self._above(event.note)
+        else:
+            self.stage = event.stage if event.total == 0 else f"{event.stage} {event.done}/{event.total}"
         if event.what == "less":
             self._above(f"out of memory in stage {event.stage}: {event.note}")
+        if event.what == "tight":
+            self._above(f"memory is short in stage {event.stage}: {event.note}")
         if self.as_json:
             values = {"done": event.done, "total": event.total, "note": event.note}
             click.echo(json.dumps({"event": event.what, "stage": event.stage, **values}))

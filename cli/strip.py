@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import click
@@ -102,15 +103,10 @@ def _copied(path: Path, data: bytes, out: Path) -> Path:
 
 def _replaced(path: Path, data: bytes) -> Path:
     """Put the new file in the old one's place at once, for the same people to read."""
-    from mmgen.images import machine_error, write_new
+    from mmgen.images import write_new
 
     file = path.resolve()  # a link goes on to point at the picture
     if file.read_bytes() == data:
         return path
-    mode = file.stat().st_mode
-    write_new(file, data, overwrite=True)
-    try:
-        file.chmod(mode)
-    except OSError as error:
-        raise machine_error(error, file) from error
+    write_new(file, data, overwrite=True, mode=stat.S_IMODE(file.stat().st_mode))
     return path

@@ -27,10 +27,9 @@ def note(text: str) -> None:
 
 def one_line(text: str) -> str:
     """Text for a terminal: one line of bounded length without control characters."""
-    text = " ".join(text.split())
-    text = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:MAX_LINE_CHARS]
-    )
+    text = " ".join(text.split())[:MAX_LINE_CHARS]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) < MAX_LINE_CHARS else f"{text} ..."
 
 

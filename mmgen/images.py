@@ -608,9 +608,16 @@ def write_picture(image: Image.Image, request: Request, folder: Path, format: Fo
 def slug(prompt: str) -> str:
     """The prompt as part of a file name: letters, digits and hyphens of any script, at most SLUG_BYTES bytes."""
     plain = unicodedata.normalize("NFC", prompt).lower()
-    kept = (c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in plain)
-    text = "-".join("".join(kept).split())
+    if plain.isascii():
+        kept = plain.translate(_SPACES)
+    else:
+        kept = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in plain)
+    text = "-".join(kept.split())
     return text.encode()[:SLUG_BYTES].decode("utf-8", "ignore").rstrip("-")
+
+
+# far quicker than a look at each character
+_SPACES = {code: " " for code in range(128) if not chr(code).isalnum()}
 
 
 def _numbered(folder: Path, rest: str) -> Iterator[Path]:
@@ -628,17 +635,25 @@ def _leading_numbers(folder: Path) -> Iterator[int]:
             yield int(found[1])
 
 
-def write_new(path: Path, data: bytes, *, alternatives: Iterable[Path] = (), overwrite: bool = False) -> Path:
+def write_new(
+    path: Path,
+    data: bytes,
+    *,
+    alternatives: Iterable[Path] = (),
+    overwrite: bool = False,
+    mode: int | None = None,
+) -> Path:
     """Commit `data` to a name that nobody has taken, whole or not at all, and return that name.
 
-    alternatives: names in the same folder, tried in turn if `path` is taken. overwrite: replace `path`.
+    alternatives: names in the same folder, tried in turn if `path` is taken. overwrite: replace `path`. mode: who may
+    read and write the file, from the first byte on; what is usual here if None.
     Raises UsageError if every name is taken, MachineError if disk, folder or permission is in the way.
     A crash at any moment leaves no half file under a final name, and no error leaves a temporary one.
     """
     temporary = path.parent / temporary_name()
     try:
         try:
-            _write_synced(temporary, data)
+            _write_synced(temporary, data, mode)
             names = itertools.chain([path], alternatives)
             final = _replace(temporary, path) if overwrite else _claim(temporary, names)
         finally:
@@ -681,9 +696,12 @@ def _exists(path: Path) -> bool:
         return True
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+def _write_synced(path: Path, data: bytes, mode: int | None = None) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, 0o666 if mode is None else mode & 0o777)
     try:
+        if mode is not None:
+            os.chmod(path, mode)  # also what the umask has taken away
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(descriptor, rest) :]
@@ -736,6 +754,19 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def read_error(error: OSError, path: Path) -> MachineError:
+    """What is said where `path`, a file or a folder, cannot be read: the reason, and what to do."""
+    reasons = {
+        errno.EACCES: "permission denied: choose another folder, or ask its owner",
+        errno.EPERM: "permission denied: choose another folder, or ask its owner",
+        errno.ENOENT: "it does not exist: look at its name again",
+        errno.ENOTDIR: "there is a file where a folder is needed: choose another folder",
+        errno.EISDIR: "there is a folder where a file is needed: move it away",
+    }
+    reason = reasons.get(error.errno or 0, error.strerror or str(error))
+    return MachineError(f"cannot read {path}: {reason}")
 
 
 def machine_error(error: OSError, path: Path) -> MachineError:

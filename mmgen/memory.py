@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,11 +67,38 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
 
 
 def free_bytes(device: torch.device) -> int:
-    """What tensors may still take on a CUDA or MPS device, with what this process has reserved there and not used."""
+    """What tensors may still take on a device, with what this process has reserved there and not used.
+
+    Of a CPU: what other programs leave; 0 where the system is not Linux and does not say.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    told = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", told.read_text("ascii")) if told.exists() else None
+    return 1024 * int(found[1]) if found else 0
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a run may use of its device's memory: weights, unfinished pictures, and what stages compute.
+
+    bytes: all together. asked: by a person, who is kept to it; else it is what was free when the run began, and no
+    picture may depend on it.
+    """
+
+    bytes: int
+    asked: bool = False
+
+
+def room(device: torch.device, asked: int | None = None) -> Room | None:
+    """The bytes that a person asks for, else what is free; None where nobody says."""
+    if asked is not None:
+        return Room(asked, asked=True)
+    free = free_bytes(device)
+    return Room(free) if free else None
 
 
 class Residency:
@@ -99,7 +127,7 @@ class Residency:
             for network in everything:
                 nn.Module.to(network, "meta")
         elif device.type != "cpu":
-            self.fits = sum(map(_bytes, everything)) <= WEIGHTS_SHARE * free_bytes(device)
+            self.fits = sum(map(weight_bytes, everything)) <= WEIGHTS_SHARE * free_bytes(device)
             for network in everything if self.fits else ():
                 nn.Module.to(network, device)
 
@@ -159,7 +187,8 @@ def _take_over(network: nn.Module, other: nn.Module) -> None:
         own._buffers.update(theirs._buffers)
 
 
-def _bytes(network: nn.Module) -> int:
+def weight_bytes(network: nn.Module) -> int:
+    """What a network takes on a device, wherever it is now."""
     return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
 
 

@@ -1,7 +1,8 @@
 """Names of temporary files that tell whose they are, so that those of dead processes can be removed.
 
-A name holds where its process runs (machine and process namespace), the boot, the process and when that began: no clock
-and no lock is asked. Where the system does not say these things, only age tells, by the file's own date.
+A name holds where its process runs (name and installation of the machine, process namespace), the boot, the process and
+when that began: no clock and no lock is asked. Where the system does not say these things, only age tells, by the
+file's own date.
 """
 
 from __future__ import annotations
@@ -65,7 +66,15 @@ def _place() -> tuple[str, str] | None:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
         return None
-    return _digits(f"{platform.node()} {space}"), _digits(boot)
+    return _digits(f"{platform.node()} {_installation()} {space}"), _digits(boot)
+
+
+def _installation() -> str:
+    """What tells machines of one name apart that share a folder, "" where there is none. Source: machine-id(5)."""
+    try:
+        return Path("/etc/machine-id").read_text("ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _digits(text: str) -> str:

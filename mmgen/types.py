@@ -366,7 +366,7 @@ def check_prompt(prompt: str, what: str = "prompt", may_be_empty: bool = False) 
         raise UsageError(f"the {what} has {len(prompt):,} characters: at most {MAX_PROMPT_CHARS:,} are read")
     if "\0" in prompt:
         raise UsageError(f"the {what} holds a NUL character: take it out")
-    if any("\ud800" <= c <= "\udfff" for c in prompt):
+    if not prompt.isascii() and any("\ud800" <= c <= "\udfff" for c in prompt):
         raise UsageError(
             f"the {what} holds half a character (a lone surrogate): it is not text that can be saved"
         )

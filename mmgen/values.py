@@ -36,6 +36,21 @@ def parse_whole(text: str) -> int:
     return int(text)
 
 
+_UNITS = {f"{prefix}{unit}B".lower(): base**power
+          for unit, base in (("", 1000), ("i", 1024)) for power, prefix in enumerate("KMGT", 1)}  # fmt: skip
+
+
+def parse_bytes(text: str) -> int:
+    """An amount of memory with its unit: 1 GB is 10^9 bytes, 1 GiB is 2^30."""
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([KMGT]i?B)", text, re.ASCII | re.IGNORECASE)
+    if not found:
+        raise UsageError("give a number with its unit, such as 8GB, 512MB or 2GiB")
+    number = round(float(found[1]) * _UNITS[found[2].lower()])
+    if not number:
+        raise UsageError("give more than nothing")
+    return number
+
+
 def parse_threshold(text: str) -> float | str:
     """A percentile as a number; any other text as it is, which StageSettings judges."""
     try:

@@ -201,3 +201,15 @@ def test_when_compiling_pays() -> None:
 def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "no C++ compiler no-such-compiler" in import_module("compiled").in_new_process("storybook")
+
+
+def test_a_dry_run_is_measured_beside_what_it_cannot_leave_out(tmp_path: Path) -> None:
+    script = import_module("dry_run")
+    path = script.write(tmp_path / "prompts.txt", 3)
+    seconds, most = script.dry_run(path)
+    assert 0 < seconds < math.inf
+    assert most > 2**20
+    assert all(0 <= taken < math.inf for taken in script.floor(path))
+    path.write_text("--promt x")
+    with pytest.raises(SystemExit, match="ended with 2"):
+        script.dry_run(path)

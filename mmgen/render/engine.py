@@ -7,29 +7,38 @@ again of which a picture is missing, so that every picture has the bytes that it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from mmgen.errors import MachineError, ModelError, NonFiniteError, UsageError
 from mmgen.images import to_pil
-from mmgen.memory import is_out_of_memory, release_unused
+from mmgen.memory import Room, is_out_of_memory, release_unused
+from mmgen.memory import room as room_of
 from mmgen.noise import Noise
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.super_res_stage import SuperResStage
 from mmgen.pipelines.text_to_image import TextToImage
+from mmgen.render import stopped
 from mmgen.render.drafts import Drafts, Kept, map_tensors, rows_of
+from mmgen.render.estimate import MAX_TOKENS, WORKING_SHARE, picture_bytes, square_of, stage_weights
 from mmgen.render.jobs import Job
 from mmgen.types import StageRecord, StageSettings
 
 BLOCK = 1024  # jobs, within which those that are drawn alike find each other
+DRAFTS_SHARE = 1 / 8  # of the memory of a CPU, for drafts
 TEXT_BYTES = 256 * 1024  # of a draft: 77 token states of width 768 in float32, as CLIP's
 Batch = tuple[Job, ...]
+Window = tuple[Sequence[Batch], frozenset[str]]
+"""Micro-batches that run together, and the keys of their jobs that are not done."""
 
 
 @dataclass(frozen=True)
@@ -37,38 +46,53 @@ class Budget:
     """What unfinished pictures may take, and how many there are at a time: of a window, at least one micro-batch.
 
     memory: bytes of drafts in memory; what is beyond goes to disk. drafts: bytes of a window's in both together.
-    batches: micro-batches of a window, so that pictures arrive while the run goes on.
+    batches: micro-batches of a window, so that pictures arrive while the run goes on. room: of the device, by which
+    stages are told beforehand how many pictures they take at once; None: they learn it where memory runs out.
     """
 
     memory: int = 256 * 2**20
     drafts: int = 2**30
     batches: int = 64
+    room: Room | None = None
+
+
+def budget_of(room: Room | None, device: torch.device) -> Budget:
+    """The budget of a run that may use so much of its device; drafts are in the memory of the CPU always."""
+    here = room if device.type == "cpu" else room_of(torch.device("cpu"))
+    if here is None:
+        return Budget(room=room)
+    return Budget(memory=min(Budget.memory, int(DRAFTS_SHARE * here.bytes)), room=room)
 
 
 @dataclass(frozen=True)
 class Done:
     """A picture that is drawn, or one that failed: then image is None and error says why, in one line.
 
+    image: or the bytes of its file, where another process has encoded it.
     seconds: its share of what its micro-batches took. peak_bytes: the most memory in use by then, 0: not measured.
+    draft: what a picture that is stopped holds to go on from it, as `mmgen.render.stopped.packed` gives it.
     """
 
     job: Job
-    image: Image | None
+    image: Image | bytes | None
     seconds: float
     peak_bytes: int
     error: str = ""
+    draft: bytes = b""
 
 
 @dataclass(frozen=True)
 class Event:
     """What has just happened.
 
-    what: "stage": the weights of a stage are there; "batch": a micro-batch is through it; "less": memory ran out, and
-    note says what is tried from now on. done, total: micro-batches of the window that are through the stage, and all.
+    what: "stage": the weights of a stage are there; "batch": a micro-batch is through it; "tight": a stage is estimated
+    to have too little memory, and note says what is tried; "less": memory ran out, and note says what is tried from now
+    on; "lost": a worker is, and note says how. done, total: micro-batches of the window that are through the stage, and
+    all.
     """
 
-    what: Literal["stage", "batch", "less"]
-    stage: str
+    what: Literal["stage", "batch", "tight", "less", "lost"]
+    stage: str = ""
     done: int = 0
     total: int = 0
     note: str = ""
@@ -97,9 +121,24 @@ def render(
     stage have no room or drafts cannot be put away.
     """
     size = model.batch_size if batch_size is None else batch_size
+    cut = windows(batches(jobs, size), done, model.sizes, budget)
+    draw(cut, commit, model=model, folder=folder, stop=stop, watch=watch, budget=budget)
+
+
+def draw(
+    cut: Iterable[Window],
+    commit: Callable[[Done], None],
+    *,
+    model: TextToImage,
+    folder: Path,
+    stop: Callable[[], bool] = lambda: False,
+    watch: Callable[[Event], None] = lambda _event: None,
+    budget: Budget = Budget(),
+) -> None:
+    """Draw windows that are cut already, each when the one before it is through: see `render`, which cuts them too."""
     with Drafts(folder, budget.memory) as drafts, model.cascade.residency:
-        run = _Run(model, drafts, commit, stop, watch)
-        for window in windows(batches(jobs, size), done, model.sizes, budget):
+        run = _Run(model, drafts, commit, stop, watch, budget)
+        for window in cut:
             if not run.draw(*window):
                 return
 
@@ -122,27 +161,33 @@ def batches(jobs: Iterable[Job], size: int) -> Iterator[Batch]:
 
 
 def windows(
-    cut: Iterable[Batch], done: Callable[[Job], bool], sizes: Sequence[int], budget: Budget
-) -> Iterator[tuple[list[Batch], frozenset[str]]]:
-    """Micro-batches that run together, and the keys of their jobs that are not done.
+    cut: Iterable[Batch],
+    done: Callable[[Job], bool],
+    sizes: Sequence[int],
+    budget: Budget,
+    most: Callable[[], float] = lambda: math.inf,
+) -> Iterator[Window]:
+    """Micro-batches, joined to windows.
 
-    Micro-batches that are done are left out; whether they are is asked for one window at a time. sizes: sides of the
-    pictures that the model draws, smallest first.
+    Those that are done are left out; whether they are is asked for one window at a time. sizes: sides of the pictures
+    that the model draws, smallest first. most: pictures of a window, asked whenever one more could be joined to it.
     """
     window: list[Batch] = []
     keys: set[str] = set()
-    held = 0
+    held = pictures = 0
     for batch in cut:
         missing = {job.key for job in batch if not done(job)}
         if not missing:
             continue
         need = len(batch) * _draft_bytes(batch[0], sizes)
-        if window and (held + need > budget.drafts or len(window) >= budget.batches):
+        full = held + need > budget.drafts or len(window) >= budget.batches or pictures >= most()
+        if window and full:
             yield window, frozenset(keys)
-            window, keys, held = [], set(), 0
+            window, keys, held, pictures = [], set(), 0, 0
         window.append(batch)
         keys |= missing
         held += need
+        pictures += len(batch)
     if window:
         yield window, frozenset(keys)
 
@@ -190,18 +235,21 @@ class _Run:
         commit: Callable[[Done], None],
         stop: Callable[[], bool],
         watch: Callable[[Event], None],
+        budget: Budget,
     ) -> None:
-        self._model, self._drafts = model, drafts
+        self._model, self._drafts, self._budget = model, drafts, budget
         self._commit, self._stop, self._watch = commit, stop, watch
         self._most: dict[str, int] = {}  # by stage: pictures at once
         self._smaller: dict[str, SuperResStage] = {}  # by stage: what stands in for it
+        self._squares: dict[str, int] = {}  # by stage: the side of its squares, where they are smaller
+        self._tight: set[str] = set()  # stages of which it was said
         self._missing: frozenset[str] = frozenset()
 
     def draw(self, window: Sequence[Batch], missing: frozenset[str]) -> bool:
         """Every stage over the window in turn; False: it was stopped."""
         self._missing = missing
         pieces = [_Piece(jobs, self._drafts.keep(self._begun(jobs))) for jobs in window]
-        for stage in self._model.cascade.stages:
+        for stage in self._stages(window[0]):
             if not pieces:
                 break
             if self._stop():
@@ -217,6 +265,14 @@ class _Run:
             pieces = behind
         return True
 
+    def _stages(self, jobs: Batch) -> tuple[Stage, ...]:
+        """What pictures go through; all of a run begin alike."""
+        stages = self._model.cascade.stages
+        if jobs[0].start is None:
+            return stages
+        side = _image(jobs[0]).shape[-1]
+        return stages[[stage.size for stage in stages].index(side) + 1 :]
+
     def _begun(self, jobs: Batch) -> Draft:
         for job in jobs:
             if job.request.model_digest != self._model.digest:
@@ -224,7 +280,11 @@ class _Run:
                     f"line {job.line} is for {job.request.model} {job.request.model_digest[:12]}, and "
                     f"{self._model.name} {self._model.digest[:12]} was read: start again"
                 )
-        return Draft(tuple(job.request.prompts[0] for job in jobs), jobs[0].request.negative_prompt)
+        draft = Draft(tuple(job.request.prompts[0] for job in jobs), jobs[0].request.negative_prompt)
+        if jobs[0].start is None:
+            return draft
+        images = [_image(job) for job in jobs]
+        return replace(draft, image=torch.cat(images) if len(images) > 1 else images[0])
 
     def _hold(self, stage: Stage) -> None:
         """Have the weights of a stage, and of no other one, in memory."""
@@ -249,7 +309,8 @@ class _Run:
     def _through(self, stage: Stage, piece: _Piece, draft: Draft) -> list[_Piece]:
         """A micro-batch through a stage, in parts where it must be: what goes on to the next stage."""
         count = len(piece.jobs)
-        if count > (most := self._most.get(stage.name, count)):
+        most = min(self._most.get(stage.name, count), self._fitting(stage, piece.jobs, draft))
+        if count > most:
             return self._in_parts(stage, piece, draft, most)
         outcome = self._attempt(stage, piece.jobs, draft)
         if isinstance(outcome, _Drawn):
@@ -260,7 +321,7 @@ class _Run:
                 return self._through(stage, piece, draft)
         if count > 1:
             return self._in_parts(stage, piece, draft, 1)
-        self._finish(piece, None, outcome.text)
+        self._finish(piece, None, error=outcome.text)
         return []
 
     def _in_parts(self, stage: Stage, piece: _Piece, draft: Draft, most: int) -> list[_Piece]:
@@ -302,17 +363,52 @@ class _Run:
             note = f"{count // 2} at a time"
         elif self._drafts.spill():
             note = "unfinished pictures go to disk"
-        elif smaller := self._squares(stage):
-            self._smaller[stage.name] = smaller
+        elif self._in_smaller_squares(stage):
             note = "in smaller squares"
         else:
             return False
         self._watch(Event("less", stage.name, note=note))
         return True
 
-    def _squares(self, stage: Stage) -> SuperResStage | None:
+    def _in_smaller_squares(self, stage: Stage) -> bool:
+        """Draw in squares of half the side from now on; False: they would be too small, or there are none."""
         now = self._smaller.get(stage.name, stage)
-        return now.smaller() if isinstance(now, SuperResStage) else None
+        smaller = now.smaller() if isinstance(now, SuperResStage) else None
+        if smaller is None:
+            return False
+        self._smaller[stage.name] = smaller
+        self._squares[stage.name] = square_of(stage, self._squares.get(stage.name)) // 2
+        return True
+
+    def _fitting(self, stage: Stage, jobs: Batch, draft: Draft) -> int:
+        """How many pictures at once the room is estimated to hold, one at least."""
+        room = self._budget.room
+        if room is None:
+            return len(jobs)
+        drafts = self._budget.memory if self._model.device.type == "cpu" else 0
+        free = max(0, int(WORKING_SHARE * (room.bytes - stage_weights(stage) - drafts)))
+        each = self._estimate(stage, jobs, draft)
+        if each > free and stage.name not in self._tight:
+            self._tight.add(stage.name)
+            note = f"a picture is estimated at {_megabytes(each)}, and there is room for {_megabytes(free)}"
+            # pictures in squares are others, and must not become so by what happens to be free
+            while room.asked and each > free and self._in_smaller_squares(stage):
+                each = self._estimate(stage, jobs, draft)
+                note += f"; in squares of {self._squares[stage.name]} px at {_megabytes(each)}"
+            note += "; it is tried all the same" if each > free else ""
+            self._watch(Event("tight", stage.name, note=note))
+        return max(1, free // each)
+
+    def _estimate(self, stage: Stage, jobs: Batch, draft: Draft) -> int:
+        settings = jobs[0].request.stages.get(stage.name, StageSettings())
+        if (
+            draft.text is None or draft.text.text is None
+        ):  # not read yet: no text has more tokens than characters
+            texts = [*draft.prompts, draft.negative_prompt]
+            tokens = min(MAX_TOKENS, 2 + max(map(len, texts)))
+        else:
+            tokens = draft.text.text.shape[1]
+        return picture_bytes(stage, settings, tokens, self._squares.get(stage.name))
 
     def _behind(self, piece: _Piece, drawn: _Drawn) -> list[_Piece]:
         """Commit the pictures of a stage that was their last, else keep the draft for the next one."""
@@ -323,8 +419,11 @@ class _Run:
         )
         if not drawn.images:
             return [replace(piece, draft=self._drafts.keep(self._needed(piece.jobs, drawn)))]
-        for job, image in zip(piece.jobs, drawn.images, strict=True):
-            self._finish(replace(piece, jobs=(job,)), image, "")
+        assert drawn.draft.image is not None
+        for row, (job, image) in enumerate(zip(piece.jobs, drawn.images, strict=True)):
+            one = drawn.draft.image[row : row + 1]
+            draft = b"" if job.goal is None else stopped.packed(job.goal, one.cpu().numpy())
+            self._finish(replace(piece, jobs=(job,)), image, draft=draft)
         return []
 
     def _needed(self, jobs: Batch, drawn: _Drawn) -> Draft:
@@ -340,7 +439,22 @@ class _Run:
             image_embed=draft.image_embed if "image_embed" in needs else None,
         )
 
-    def _finish(self, piece: _Piece, image: Image | None, error: str) -> None:
+    def _finish(self, piece: _Piece, image: Image | None, *, error: str = "", draft: bytes = b"") -> None:
         (job,) = piece.jobs
         if job.key in self._missing:
-            self._commit(Done(job, image, piece.seconds, piece.peak_bytes, error))
+            self._commit(Done(job, image, piece.seconds, piece.peak_bytes, error, draft))
+
+
+def _image(job: Job) -> Tensor:
+    """[1, 3, H, W], float32: what a job that goes on begins with. Raises UsageError if its file is not what it was."""
+    assert job.start is not None
+    found = stopped.read(job.start)
+    if found is None or found.goal.key != (job.goal or job).key:
+        raise UsageError(
+            f"{job.start} cannot be read here, or has changed since it was checked: run the command again"
+        )
+    return torch.from_numpy(found.image)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"

@@ -16,6 +16,7 @@ from mmgen.images import Format, check_folder, encode, make_folder, write_new
 from mmgen.render import manifest
 from mmgen.render.jobs import Job
 from mmgen.render.manifest import Entry, entry_of, is_whole, key_in, pictures, suffixes
+from mmgen.render.stopped import with_draft
 from mmgen.temporary import remove_stale
 
 
@@ -58,21 +59,26 @@ class Folder:
     def commit(
         self,
         job: Job,
-        image: Image.Image,
+        image: Image.Image | bytes,
         *,
         seconds: float = 0.0,
         peak_bytes: int = 0,
         over: Path | None = None,
+        draft: bytes = b"",
     ) -> Path:
         """Write the picture of a job under its name, then its line into the manifest. Returns the path.
 
+        image: or the bytes of its file, as `encode` gives them for this format and the job's request.
+        draft: what it holds to go on from it, as `mmgen.render.stopped.packed` gives it; PNG alone takes any.
         over: the file of this very picture, as `find` gives it, which is written again instead.
         A picture of the same key that is there already stays: another process was faster. One that was cut off is
         replaced. Raises UsageError if the name is taken by anything else and is not to be overwritten, and if the
         settings do not fit into the format; MachineError where disk, folder or permission is in the way.
         """
         path = over or self.path / job.name
-        data = encode(image, self.format, job.request)
+        data = image if isinstance(image, bytes) else encode(image, self.format, job.request)
+        if draft:
+            data = with_draft(data, draft)
         try:
             write_new(path, data, overwrite=self.overwrite or over is not None)
         except UsageError:

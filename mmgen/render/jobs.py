@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sqlite3
 import string
 import unicodedata
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from mmgen.errors import UsageError
 from mmgen.images import SUFFIXES, Format, check_fits, slug
 from mmgen.pipelines.catalogue import Facts, fitting_side
-from mmgen.render.promptfile import Line, Options, PromptFileError
-from mmgen.types import Request, StageSettings
+from mmgen.render.promptfile import Item, Line, Options, PromptFileError
+from mmgen.types import MAX_SEED, Request, StageSettings
 
-TEMPLATE = "{index:06d}-{slug}-{key8}-{seed}"
+COUNTED = "{index:06d}-"  # no two names that begin so are one
+TEMPLATE = f"{COUNTED}{{slug}}-{{key8}}-{{seed}}"
 FIELDS = (
     "index", "line", "number", "slug", "seed", "key", "key8", "model", "width", "height", "size", "steps", "guidance",
     "sampler", "threshold",
 )  # fmt: skip
 NAME_BYTES = 200
-SLUG_ROOMS = (80, 40, 20, 10, 0)  # bytes of the slug, tried in turn until a name fits
+MAX_RECIPES = 256  # that are kept
+SLUG_ROOMS = (40, 20, 10, 0)  # bytes that a slug is cut to, tried in turn until a name fits
 _SPEC = re.compile(r"[<>^]?0?\d{0,2}[ds]?", re.ASCII)
 _FORBIDDEN = '<>:"/\\|?*'  # in names on Windows
 _DIGITS = "0123456789¹²³"
@@ -35,6 +38,8 @@ _RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
 
 Stages = dict[str, dict[str, Any]]
 """Settings by stage and name."""
+Fields = Mapping[str, str | int]
+"""What a template may name."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class Job:
 
     index: its place among all jobs of the run, from 1. line: of the prompt file, from 1. request: of this one picture,
     with every setting of every stage and the model's digest. name: of its file, with suffix and without folder.
-    key: `key_of` the request, "" = to be computed.
+    key: `key_of` the request, "" = to be computed. goal: the job of the whole picture, where this one is stopped behind
+    a stage (`mmgen.render.stopped`). start: the file of such a one, from which this one goes on.
     """
 
     index: int
@@ -51,6 +57,8 @@ class Job:
     request: Request
     name: str
     key: str = ""
+    goal: Job | None = None
+    start: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.key:
@@ -62,43 +70,124 @@ def key_of(request: Request) -> str:
     return hashlib.sha256(request.to_json().encode()).hexdigest()
 
 
-def jobs(
-    lines: Iterable[Line],
+def jobs(planned: Generator[Job | PromptFileError, None, int]) -> Generator[Job, None, int]:
+    """The jobs of a `plan`. Raises the first PromptFileError."""
+    while True:
+        try:
+            job = next(planned)
+        except StopIteration as done:
+            return int(done.value)
+        if isinstance(job, PromptFileError):
+            raise job
+        yield job
+
+
+def plan(
+    items: Iterable[Item],
     facts: Facts,
     run: Options,
     *,
     template: str = TEMPLATE,
     format: Format = "png",
     source: str = "the prompt file",
-) -> Generator[Job, None, int]:
-    """Every picture of a prompt file as a job, and in the end how many were left out because they are asked for twice.
+    unique: bool = False,
+) -> Generator[Job | PromptFileError, None, int]:
+    """Every picture as a job, or what is wrong with its line; in the end how many were asked for twice and left out.
 
+    items: of a prompt file, as `promptfile.parse` gives them: checked prompts, and errors, which are passed on.
     facts: of the model. run: what holds where a line says nothing; a seed that nobody says is 0, so that the same
     command gives the same pictures again. template: of the names, with FIELDS. source: the file's name, for errors.
-    Raises PromptFileError where a value of a line cannot be meant, settings do not fit into `format`, or two pictures
-    would have one name, upper and lower case being one; UsageError for what the run itself says.
+    unique: a run over the same lines has shown that nothing is asked for twice, so that nothing need be remembered.
+    A PromptFileError says that a value of a line cannot be meant, settings do not fit into `format`, or two pictures
+    would have one name, upper and lower case being one. Raises UsageError for what the run itself says.
     """
     check_template(template)
-    given = _checked(run, facts)
+    recipes = _Recipes(facts, run)
     index = repeated = 0
     with closing(_Seen()) as seen:
-        for line in lines:
+        for item in items:
+            if isinstance(item, PromptFileError):
+                yield item
+                continue
             try:
-                for number, request in enumerate(_requests(line, facts, run, given), start=1):
-                    key = key_of(request)
-                    if not seen.is_new_key(key):
+                for number, (request, key, shared) in enumerate(recipes.pictures(item), start=1):
+                    if not unique and not seen.is_new_key(key):
                         repeated += 1
                         continue
                     if format != "png":
                         check_fits(format, request)
                     index += 1
-                    fields = _fields(request, key, index, line.number, number)
+                    fields = _fields(shared, request, key, index, item.number, number)
                     name = _name(template, SUFFIXES[format], fields)
-                    seen.claim(name, line.number)
-                    yield Job(index, line.number, request, name, key)
+                    if not (unique or template.startswith(COUNTED)):
+                        seen.claim(name, item.number)
+                    yield Job(index, item.number, request, name, key)
             except UsageError as error:
-                raise PromptFileError(source, line.number, str(error)) from None
+                yield PromptFileError(source, item.number, str(error))
     return repeated
+
+
+class _Recipes:
+    """What lines ask for, each made complete once: most lines of a long file differ by prompt and seed alone."""
+
+    def __init__(self, facts: Facts, run: Options) -> None:
+        self._facts, self._run = facts, run
+        self._given = _checked(run, facts)
+        self._known: dict[Hashable, _Recipe] = {}
+
+    def pictures(self, line: Line) -> Iterator[tuple[Request, str, Fields]]:
+        """Of each picture of a line, its seeds counting up: request, key, and what `_Recipe.fields` are."""
+        said, run = line.options, self._run
+        recipe = self._recipe(said)
+        first = _first(said.seed, run.seed, 0)
+        for seed in range(first, first + _first(said.count, run.count, 1)):
+            if seed > MAX_SEED:
+                raise UsageError(f"seed {seed}: give a whole number from 0 to {MAX_SEED}")
+            yield *recipe.picture(line.prompt, seed), recipe.fields
+
+    def _recipe(self, said: Options) -> _Recipe:
+        settings = tuple((stage, *values.items()) for stage, values in said.settings.items())
+        asked = (
+            said.size, said.steps, said.guidance, said.sampler, said.threshold, said.negative, settings,
+        )  # fmt: skip
+        if (known := self._known.get(asked)) is not None:
+            return known
+        request = self._facts.request(
+            "x",
+            0,
+            size=said.size or self._run.size,
+            negative_prompt=_first(said.negative, self._run.negative, ""),
+            stages=_merged(self._given, _settings(said)),
+        )
+        if len(self._known) == MAX_RECIPES:
+            self._known.clear()
+        return self._known.setdefault(asked, _Recipe(request))
+
+
+class _Recipe:
+    """All that pictures share which differ by prompt and seed alone.
+
+    fields: what a name may say of every one of them. request: of one of them, whose prompt is x and whose seed 0.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.fields = _shared_fields(request)
+        self._values = dict(vars(request))
+        before, own, self._after = request.to_json().partition('"prompts": ["x"], "seeds": [0], ')
+        assert own
+        self._digest = hashlib.sha256(before.encode())
+
+    def picture(self, prompt: str, seed: int) -> tuple[Request, str]:
+        """The request of one picture and what `key_of` it is; prompt and seed have been checked."""
+        # to check all the settings anew and write all of them down takes ten times as long
+        request = object.__new__(Request)
+        vars(request).update(self._values, prompts=(prompt,), seeds=(seed,))
+        digest = self._digest.copy()
+        digest.update(f'"prompts": [{_JSON.encode(prompt)}], "seeds": [{seed}], {self._after}'.encode())
+        return request, digest.hexdigest()
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False)  # as in Request.to_json
 
 
 def _checked(run: Options, facts: Facts) -> Stages:
@@ -111,24 +200,11 @@ def _checked(run: Options, facts: Facts) -> Stages:
     return given
 
 
-def _requests(line: Line, facts: Facts, run: Options, given: Stages) -> Iterator[Request]:
-    """The request of each picture of a line, its seeds counting up. given: what the run says about stages."""
-    said = line.options
-    stages = _merged(given, _settings(said))
-    first = _first(said.seed, run.seed, 0)
-    for seed in range(first, first + _first(said.count, run.count, 1)):
-        yield facts.request(
-            line.prompt,
-            seed,
-            size=said.size or run.size,
-            negative_prompt=_first(said.negative, run.negative, ""),
-            stages=stages,
-        )
-
-
-def _first(*values: Any) -> Any:
+def _first(of_line: Any, of_run: Any, default: Any) -> Any:
     """The first value that is given."""
-    return next(value for value in values if value is not None)
+    if of_line is not None:
+        return of_line
+    return default if of_run is None else of_run
 
 
 def _settings(said: Options) -> Stages:
@@ -177,25 +253,17 @@ def check_template(template: str) -> None:
             )
     sample = Request(("a",), (0,), (1, 1))
     try:
-        template.format_map(_fields(sample, key_of(sample), 1, 1, 1))
+        template.format_map(_fields(_shared_fields(sample), sample, key_of(sample), 1, 1, 1))
     except ValueError as error:
         raise UsageError(f"--name {template!r}: {error}") from None
 
 
-def _fields(request: Request, key: str, index: int, line: int, number: int) -> dict[str, str | int]:
-    """What a template may name. number: of the picture among those of its prompt, from 1."""
-    (prompt,), (seed,) = request.prompts, request.seeds
+def _shared_fields(request: Request) -> Fields:
+    """What a template may name and pictures share that differ by prompt and seed alone."""
     width, height = request.size
     decoder = request.stages.get("decoder", StageSettings())
     return {
-        "index": index,
-        "line": line,
-        "number": number,
-        "slug": slug(prompt),
-        "seed": seed,
-        "key": key,
-        "key8": key[:8],
-        "model": _model_slug(request.model),
+        "model": slug(request.model),
         "width": width,
         "height": height,
         "size": f"{width}x{height}",
@@ -206,27 +274,38 @@ def _fields(request: Request, key: str, index: int, line: int, number: int) -> d
     }
 
 
-@lru_cache(maxsize=8)  # one model, a million jobs
-def _model_slug(name: str) -> str:
-    return slug(name)
+def _fields(shared: Fields, request: Request, key: str, index: int, line: int, number: int) -> Fields:
+    """All that a template may name. number: of the picture among those of its prompt, from 1."""
+    (prompt,), (seed,) = request.prompts, request.seeds
+    return {
+        **shared,
+        "index": index,
+        "line": line,
+        "number": number,
+        "slug": slug(prompt),
+        "seed": seed,
+        "key": key,
+        "key8": key[:8],
+    }
 
 
-def _name(template: str, suffix: str, fields: Mapping[str, str | int]) -> str:
+def _name(template: str, suffix: str, fields: Fields) -> str:
     """A name that every file system takes, of at most NAME_BYTES bytes; the slug is cut where it is too long."""
-    words = str(fields["slug"]).encode()
-    for room in SLUG_ROOMS:
-        cut = words[:room].decode("utf-8", "ignore").rstrip("-")
-        stem = unicodedata.normalize("NFC", template.format_map({**fields, "slug": cut})).strip(" .")
-        stem = stem or str(fields["key8"])
-        if stem.partition(".")[0].rstrip().casefold() in _RESERVED:
-            stem = f"_{stem}"
-        if len(f"{stem}{suffix}".encode()) <= NAME_BYTES:
-            return f"{stem}{suffix}"
-    raise UsageError(f"--name {template!r} makes names of more than {NAME_BYTES} bytes: shorten it")
+    words, rooms = str(fields["slug"]).encode(), iter(SLUG_ROOMS)
+    while len((name := f"{_stem(template, fields)}{suffix}").encode()) > NAME_BYTES:
+        if (room := next(rooms, None)) is None:
+            raise UsageError(f"--name {template!r} makes names of more than {NAME_BYTES} bytes: shorten it")
+        fields = {**fields, "slug": words[:room].decode("utf-8", "ignore").rstrip("-")}
+    return name
+
+
+def _stem(template: str, fields: Fields) -> str:
+    stem = unicodedata.normalize("NFC", template.format_map(fields)).strip(" .") or str(fields["key8"])
+    return f"_{stem}" if stem.partition(".")[0].rstrip().casefold() in _RESERVED else stem
 
 
 class _Seen:
-    """The keys and names that there were: a table in memory, where a million of each take 55 MB."""
+    """The keys and names that there were, in memory: a million keys take 29 MB, and as many names again as much."""
 
     def __init__(self) -> None:
         self._table = sqlite3.connect(":memory:", check_same_thread=False)

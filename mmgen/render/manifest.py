@@ -17,7 +17,8 @@ from typing import Literal
 from PIL import Image
 
 from mmgen.errors import UsageError
-from mmgen.images import FORMATS, SUFFIXES, Format, machine_error, read_metadata, write_new
+from mmgen.images import FORMATS, SUFFIXES, Format, machine_error, read_error, read_metadata, write_new
+from mmgen.render import stopped
 from mmgen.render.jobs import key_of
 
 NAME = "manifest.jsonl"
@@ -52,7 +53,7 @@ def read(folder: Path) -> dict[str, Entry]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise machine_error(error, folder / NAME) from error
+        raise read_error(error, folder / NAME) from error
 
 
 def append(folder: Path, entry: Entry) -> None:
@@ -100,7 +101,7 @@ def pictures(folder: Path, formats: tuple[Format, ...]) -> list[str]:
     try:
         return sorted(name for name in os.listdir(folder) if name.lower().endswith(suffixes(formats)))
     except OSError as error:
-        raise machine_error(error, folder / NAME) from error
+        raise read_error(error, folder) from error
 
 
 def suffixes(formats: tuple[Format, ...]) -> tuple[str, ...]:
@@ -109,12 +110,14 @@ def suffixes(formats: tuple[Format, ...]) -> tuple[str, ...]:
 
 
 def key_in(path: Path) -> str | None:
-    """The key of the job whose picture a file holds, by the request in it; None if it holds none that can be read."""
+    """The key of the job whose picture a file holds, by what is in it; None if it holds none that can be read."""
     try:
-        request = read_metadata(path)["request"]
+        request, further = read_metadata(path)["request"], stopped.read(path)
     except UsageError:
         return None
-    return None if request is None else key_of(request)
+    if request is None:
+        return None
+    return key_of(request) if further is None else stopped.key_behind(request, further.goal)
 
 
 def is_whole(path: Path) -> bool:
@@ -134,7 +137,7 @@ def entry_of(path: Path, key: str) -> Entry:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise machine_error(error, path) from error
+        raise read_error(error, path) from error
     return Entry(key, "done", path.name, hashlib.sha256(data).hexdigest(), len(data))
 
 

@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
@@ -30,7 +29,8 @@ from mmgen.errors import UsageError
 from mmgen.render import records
 from mmgen.render.lines import Lines
 from mmgen.render.lines import PromptFileError as PromptFileError
-from mmgen.render.options import Field, Item, attempt, each_line, from_text, line_of, option_named, shown
+from mmgen.render.options import Field, attempt, each_line, from_text, line_of, option_named, shown
+from mmgen.render.options import Item as Item
 from mmgen.render.options import Line as Line
 from mmgen.render.options import Options as Options
 from mmgen.types import check_prompt
@@ -38,27 +38,8 @@ from mmgen.types import check_prompt
 Kind = Literal["txt", "csv", "tsv", "jsonl", "json", "yaml"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SUFFIXES: Mapping[str, Kind] = {**{f".{kind}": kind for kind in KINDS}, ".ndjson": "jsonl", ".yml": "yaml"}
-MAX_ERRORS = 20
 
 Expand = Callable[[Line], Iterable[Line]]
-
-
-def read(
-    source: Path | BinaryIO, kind: Kind | None = None, name: str | None = None, expand: Expand | None = None
-) -> Iterator[Line]:
-    """The lines of a prompt file, as `parse` reads them. Raises the first PromptFileError."""
-    for item in parse(source, kind, name, expand):
-        if isinstance(item, PromptFileError):
-            raise item
-        yield item
-
-
-def check(
-    source: Path | BinaryIO, kind: Kind | None = None, name: str | None = None, expand: Expand | None = None
-) -> list[PromptFileError]:
-    """What is wrong with a prompt file, line by line, up to MAX_ERRORS; empty: nothing."""
-    errors = (item for item in parse(source, kind, name, expand) if isinstance(item, PromptFileError))
-    return list(islice(errors, MAX_ERRORS))
 
 
 def parse(
@@ -138,7 +119,7 @@ def _txt_line(lines: Lines, text: str) -> Line | None:
         return None
     if _OPTION_LINE.match(text):
         return line_of(lines, lines.number, _command(lines, text), from_text)
-    if found := _OPTION_AFTER_PROMPT.search(text):
+    if "--" in text and (found := _OPTION_AFTER_PROMPT.search(text)):
         said = f"{shown(found[0])} stands after a prompt: begin the line with --prompt, and put the prompt in quotes"
         raise lines.wrong(said, f"column {found.start() + 1}")
     try:

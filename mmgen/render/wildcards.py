@@ -8,7 +8,7 @@
 
 All of these may stand inside each other, also in the files. Every character of a variant counts, blanks too. After a
 backslash { } | _ and the backslash itself are plain. A prompt without a brace and without two underscores in a row is
-left as it is.
+left as it is. So it is with negative prompts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import re
 from bisect import bisect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, permutations
 from pathlib import Path
@@ -41,36 +41,58 @@ _PICK = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?\$\$(?:((?:[^{}|$\\]|\\.|\$(?!\$))*
 _WEIGHT = re.compile(r"\s*(\d{1,6}(?:\.\d{1,6})?)::", re.ASCII)
 
 
-def expand(line: Line, wildcards: Wildcards, seed: int, combinatorial: bool = False) -> Iterator[Line]:
+def expand(
+    line: Line, wildcards: Wildcards, seed: int, combinatorial: bool = False, negative: str = ""
+) -> Iterator[Line]:
     """The lines that a line stands for: one that is drawn, or with `combinatorial` all of them in order.
 
-    seed: of the run. What is drawn depends on it, the line's number and its prompt alone; a negative prompt is left as
-    it is. Raises UsageError for what cannot be read, is too much, or leaves nothing to draw.
+    seed: of the run. What is drawn of a text depends on it, the line's number and the text alone. negative: of the run,
+    for lines that say none. Raises UsageError for what cannot be read, is too much, or leaves nothing to draw.
     """
-    if not _TOUCHED.search(line.prompt):
+    prompt, options = line.prompt, line.options
+    unwanted = negative if options.negative is None else options.negative
+    if not (_TOUCHED.search(prompt) or _TOUCHED.search(unwanted)):
         yield line
         return
     try:
-        template = wildcards.template(line.prompt)
-        if _growth(template) > MAX_GROWTH:
-            raise UsageError(
-                f"this can grow to more than {MAX_GROWTH:,} characters: take variants or wildcards out"
-            )
-        if combinatorial and _ways(template) > MAX_WAYS:
+        templates = _template(prompt, wildcards), _template(unwanted, wildcards, "negative prompt, ")
+        if combinatorial and _ways(templates[0]) * _ways(templates[1]) > MAX_WAYS:
             raise UsageError(f"this stands for more than {MAX_WAYS:,} prompts: take variants out")
-        prompts = _all(template) if combinatorial else ["".join(_drawn(template, _random(seed, line)))]
-        for prompt in prompts:
-            check_prompt(prompt)
-            yield Line(line.number, prompt, line.options)
+        told = f"{seed}\n{line.number}\n{prompt}", f"{seed}\n{line.number}\n{unwanted}\nnegative"
+        for wanted, against in _pairs(*templates) if combinatorial else [tuple(map(_one, templates, told))]:
+            check_prompt(wanted)
+            check_prompt(against, what="negative prompt", may_be_empty=True)
+            same = against == unwanted
+            yield Line(line.number, wanted, options if same else replace(options, negative=against))
     except RecursionError:
         raise UsageError(
             "there are too many braces and wildcards, or too deep in each other: take some out"
         ) from None
 
 
-def _random(seed: int, line: Line) -> Random:
-    told = f"{seed}\n{line.number}\n{line.prompt}"
-    return Random(int.from_bytes(hashlib.sha256(told.encode()).digest(), "big"))
+def _template(text: str, wildcards: Wildcards, where: str = "") -> Template:
+    """What a text stands for. where: what errors begin with."""
+    if not _TOUCHED.search(text):
+        return (text,)
+    try:
+        template = wildcards.template(text)
+    except UsageError as error:
+        raise UsageError(f"{where}{error}") from None
+    if _growth(template) > MAX_GROWTH:
+        raise UsageError(
+            f"{where}this can grow to more than {MAX_GROWTH:,} characters: take variants or wildcards out"
+        )
+    return template
+
+
+def _pairs(prompt: Template, negative: Template) -> Iterator[tuple[str, ...]]:
+    return ((wanted, unwanted) for wanted in _all(prompt) for unwanted in _all(negative))
+
+
+def _one(template: Template, told: str) -> str:
+    """The text that is drawn; told: all that it depends on."""
+    random = Random(int.from_bytes(hashlib.sha256(told.encode()).digest(), "big"))
+    return "".join(_drawn(template, random))
 
 
 @dataclass(frozen=True)

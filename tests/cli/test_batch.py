@@ -1,24 +1,19 @@
-"""`mmgen batch`: what comes of a prompt file, and that no end of a run loses anything."""
+"""`mmgen batch`: what comes of a prompt file; that no end of a run loses anything, tests/faults shows."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
 from mmgen.cli.main import main
+from mmgen.cli.plan import MAX_ERRORS
 from mmgen.images import read_metadata
-from mmgen.pipelines.prior_stage import PriorStage
 from tests.checkpoints import write_tiny
 from tests.cli.conftest import Command
 
@@ -26,7 +21,6 @@ ROOT = Path(__file__).parents[2]
 PROMPTS = 'a {red|blue} cat\n# not this\n--prompt "two dogs" -n 2 --steps 3\na house at night\n'
 SIZE = ("--size", "64", "--steps", "2")
 PICTURES = 4
-KILLS = 20
 
 
 @pytest.fixture(scope="module")
@@ -106,17 +100,6 @@ def test_what_is_missing_is_drawn_again_and_what_was_renamed_is_found(
     assert made == {name: data for name, data in whole.items() if name != renamed}
 
 
-def test_lines_may_move_after_a_run(mmgen_command: Command, tiny: str, prompts: str) -> None:
-    fixed = PROMPTS.replace("{red|blue}", "red")  # what is drawn of variants depends on the line
-    Path(prompts).write_text(fixed, "utf-8")
-    assert mmgen_command("batch", prompts, "--model", tiny, *SIZE, "-o", "out").code == 0
-    before = pictures(Path("out"))
-    Path(prompts).write_text("a new boat\n" + "".join(reversed(fixed.splitlines(keepends=True))), "utf-8")
-    again = mmgen_command("batch", prompts, "--model", tiny, *SIZE, "-o", "out")
-    assert len(again.out.splitlines()) == 1
-    assert before.items() <= pictures(Path("out")).items()
-
-
 def test_a_dry_run_names_what_will_be_drawn_without_torch(
     tiny: str, prompts: str, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -148,6 +131,38 @@ def test_everything_that_is_wrong_with_a_file_is_said_and_nothing_drawn(
     ]
     assert "did you mean 'prompt'?" in done.err
     assert not Path("out").exists()
+
+
+def test_what_the_model_does_not_draw_is_said_with_all_else(
+    mmgen_command: Command, tiny: str, prompts: str
+) -> None:
+    lines = [
+        '--prompt "a" --size 17',
+        "a cat",
+        '--prompt "a" --set upscaler.steps=2',
+        "{a",
+        '--prompt "a" --steps 0',
+    ]
+    Path(prompts).write_text("\n".join(lines), "utf-8")
+    done = mmgen_command("batch", prompts, "--model", tiny, "-o", "out")
+    assert done.code == 2
+    said = done.err.splitlines()
+    assert [line.split(", line ")[1][0] for line in said] == ["1", "3", "4", "5"]
+    assert "tiny cannot draw 17x17" in said[0]
+    assert "no stage 'upscaler'" in said[1]
+    Path(prompts).write_text('--prompt "a" --size 17\n' * 30, "utf-8")
+    assert len(mmgen_command("batch", prompts, "--model", tiny, "-o", "out").err.splitlines()) == MAX_ERRORS
+
+
+def test_a_negative_prompt_of_the_run_stands_for_many_too(
+    mmgen_command: Command, tiny: str, prompts: str
+) -> None:
+    Path(prompts).write_text('a cat\n--prompt "a dog" --negative "rain"\n', "utf-8")
+    args = ("batch", prompts, "--model", tiny, *SIZE, "--negative", "{snow|fog}", "--dry-run", "--json")
+    listed = mmgen_command(*args, "--combinatorial").objects()
+    negatives = [job["request"]["negative_prompt"] for job in listed]
+    assert negatives == ["snow", "fog", "rain"]
+    assert mmgen_command(*args).objects()[0]["request"]["negative_prompt"] in negatives[:2]
 
 
 @pytest.mark.parametrize(
@@ -275,74 +290,3 @@ def test_the_manifest_is_made_anew_from_the_pictures(
     assert f"{PICTURES} pictures" in done.err
     assert files_by_key(Path("out")) == kept
     assert_whole(Path("out"), whole)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_after_the_batch_in_flight(
-    mmgen_command: Command,
-    tiny: str,
-    prompts: str,
-    whole: dict[str, bytes],
-    number: signal.Signals,
-    code: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    run, calls = PriorStage.run, [0]
-
-    def interrupted(stage, *args):  # type: ignore[no-untyped-def]
-        calls[0] += 1
-        if calls[0] == 2:
-            os.kill(os.getpid(), number)
-        return run(stage, *args)
-
-    monkeypatch.setattr(PriorStage, "run", interrupted)
-    args = ("batch", prompts, "--model", tiny, *SIZE, "-o", "out")
-    done = mmgen_command(*args)
-    assert done.code == code
-    assert "ending after the batch in flight" in done.err
-    assert calls[0] == 2
-    assert not pictures(Path("out"))
-    assert mmgen_command(*args).code == 0
-    assert_whole(Path("out"), whole)
-
-
-def test_a_run_that_is_killed_at_any_moment_is_finished_by_the_next(
-    tiny: str, prompts: str, whole: dict[str, bytes], tmp_path: Path
-) -> None:
-    args = ["batch", prompts, "--model", tiny, *SIZE, "-o", str(tmp_path / "out")]
-    chance = random.Random(0)
-    # the server of processes takes longer to begin than a run to end, and most kills would come too late
-    assert _run(["--version"]).exitcode == 0
-    started = time.monotonic()
-    assert _run(args).exitcode == 0
-    needed = time.monotonic() - started
-    for path in (tmp_path / "out").iterdir():
-        path.unlink()
-    left = []
-    for _ in range(KILLS):
-        _run(args, kill_after=chance.random() * needed)
-        found = pictures(tmp_path / "out")
-        assert found.items() <= whole.items()
-        left.append(len(found))
-        if len(found) == PICTURES:
-            for path in (tmp_path / "out").glob("*.png"):
-                path.unlink()
-    assert len(set(left)) > 1, "every kill came at the same place"
-    assert _run(args).exitcode == 0
-    assert_whole(tmp_path / "out", whole)
-
-
-def _run(args: list[str], kill_after: float | None = None) -> BaseProcess:
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["mmgen.cli.batch", "mmgen.pipelines.loading", "mmgen.render.engine"])
-    process = context.Process(target=_batch, args=(args,))
-    process.start()
-    if kill_after is not None:
-        time.sleep(kill_after)
-        process.kill()
-    process.join()
-    return process
-
-
-def _batch(args: list[str]) -> None:
-    sys.exit(main(args))

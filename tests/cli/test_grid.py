@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
-from mmgen.cli.grid import _sheet_size
-from mmgen.images import encode, grid
+from mmgen.cli.grid import PROMPT_LINES, _sheet_size, _wrapped
+from mmgen.images import _wrap, encode, grid
 from mmgen.types import Request
 from tests.cli.conftest import Command
 
@@ -97,6 +97,23 @@ def test_a_long_caption_stays_in_its_cell_with_its_seed(
         width, most = _sheet_size(2, 1, True, cell)
         assert sheet.width == width
         assert 2 * cell < sheet.height <= most
+
+
+@pytest.mark.parametrize("cell", [32, 64, 256, 500])
+@pytest.mark.parametrize("text", ["ill " * 99, "W" * 99, "a fox", "i" * 40 + " " + "W" * 40 + " a fox", ""])
+def test_a_caption_is_as_wide_as_its_letters(cell: int, text: str) -> None:
+    font = ImageFont.load_default(max(10, cell // 20))
+    caption = _wrapped(text, cell)
+    lines = _wrap(caption, font, cell - 8).splitlines()
+    assert len(lines) <= PROMPT_LINES
+    assert all(font.getlength(line) <= cell - 8 for line in lines)
+    said = caption.removesuffix("...").replace(" ", "")
+    assert text.replace(" ", "").startswith(said)
+    if caption.endswith("..."):
+        assert len(lines) == PROMPT_LINES
+        assert len(set(text.split())) > 1 or font.getlength(f"{lines[-1]} ill WW") > cell - 8  # it is full
+    else:
+        assert said == text.replace(" ", "")
 
 
 @pytest.mark.usefixtures("pictures")

@@ -104,6 +104,24 @@ def test_a_thumbnail_is_metadata_too() -> None:
     assert stripped(with_thumbnail) == stripped(shown) == shown
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no modes")
+def test_what_is_private_is_never_for_others(mmgen_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.png").write_bytes(CASES["png"])
+    Path("a.png").chmod(0o600)
+    modes: list[int] = []
+    real = os.open
+
+    def opened(path: str, flags: int, *mode: int) -> int:
+        file = real(path, flags, *mode)
+        if flags & os.O_CREAT:
+            modes.append(stat.S_IMODE(os.fstat(file).st_mode))
+        return file
+
+    monkeypatch.setattr(os, "open", opened)
+    assert mmgen_command("strip", "a.png", "--in-place").code == 0
+    assert modes == [0o600]
+
+
 def test_in_place_keeps_permissions_and_links(mmgen_command: Command) -> None:
     Path("a.png").write_bytes(CASES["png"])
     os.chmod("a.png", 0o640)

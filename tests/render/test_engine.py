@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import mmgen
 from mmgen.conditioning import Conditioning
 from mmgen.errors import MachineError, ModelError
+from mmgen.memory import Room, room
 from mmgen.noise import Noise
 from mmgen.pipelines import loading, super_res_stage
 from mmgen.pipelines.checkpoint import write_manifest
@@ -27,7 +28,8 @@ from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.render import engine
 from mmgen.render.drafts import Drafts, map_tensors, rows_of, size_of
-from mmgen.render.engine import Budget, Done, Event, batches, render, windows
+from mmgen.render.engine import Budget, Done, Event, batches, budget_of, render, windows
+from mmgen.render.estimate import WORKING_SHARE, picture_bytes, stage_weights
 from mmgen.render.jobs import Job
 from mmgen.types import StageSettings
 from tests.checkpoints import write_tiny
@@ -517,3 +519,65 @@ def test_weights_of_nan_are_refused_when_their_stage_begins(changeable: Path) ->
     with pytest.raises(ModelError, match="NaN or infinity"):
         opened.run(asked)
     assert resident(opened) == set()
+
+
+# ---- memory that is known beforehand -------------------------------------------------------------
+
+
+def room_for(model: TextToImage, name: str, pictures: float, tokens: int, square: int | None = None) -> int:
+    """Bytes that a stage needs for so many pictures at once, by its estimate."""
+    stage: Any = next(stage for stage in model.cascade.stages if stage.name == name)
+    each = picture_bytes(stage, FAST.get(name, stage.defaults).with_defaults(stage.defaults), tokens, square)
+    return round(pictures * each / WORKING_SHARE) + stage_weights(stage)
+
+
+def test_a_stage_takes_as_many_pictures_at_once_as_there_is_room_for(
+    pipe: TextToImage, model: TextToImage, tray: Tray
+) -> None:
+    jobs = [job(pipe, seed) for seed in range(1, 6)]
+    tokens = 2 + len(PROMPT.split())
+    calls = fail_when(model, "decoder", lambda _x: False, RuntimeError())
+    room = Room(room_for(model, "decoder", 2.5, tokens))
+    tray.draw(jobs, model, batch_size=4, budget=Budget(memory=0, room=room))
+    assert calls == [4, 4, 4, 4, 2, 2]  # guidance runs both halves in one call
+    assert tray.notes == []
+    assert near(tray.bytes, single(pipe, jobs))
+
+
+def tight(tray: Tray) -> dict[str, str]:
+    return {event.stage: event.note for event in tray.events if event.what == "tight"}
+
+
+def test_who_asks_for_less_memory_gets_squares_and_is_told(
+    pipe: TextToImage, model: TextToImage, tray: Tray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [job(pipe, seed, size=256) for seed in (1, 2)]
+    room = Room(room_for(model, "super-res-256", 1.1, 0, square=128), asked=True)
+    tray.draw(jobs, model, budget=Budget(memory=0, room=room))
+    assert list(tight(tray)) == ["super-res-256"]
+    assert "in squares of 128 px" in tight(tray)["super-res-256"]
+    assert "all the same" not in tight(tray)["super-res-256"]
+    monkeypatch.setattr(super_res_stage, "SQUARE", 128)
+    assert tray.bytes == single(pipe, jobs)
+
+
+def test_what_happens_to_be_free_changes_no_picture(
+    pipe: TextToImage, model: TextToImage, tray: Tray
+) -> None:
+    jobs = [job(pipe, seed, size=256) for seed in (1, 2)]
+    tray.draw(jobs, model, budget=Budget(room=Room(1000)))
+    assert tray.bytes == single(pipe, jobs)
+    assert list(tight(tray)) == [stage.name for stage in model.cascade.stages]
+    assert all("room for 0 MB; it is tried all the same" in note for note in tight(tray).values())
+
+
+def test_drafts_take_a_share_of_what_a_cpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert budget_of(Room(8_000_000), cpu).memory == 1_000_000
+    assert budget_of(Room(10**12), cpu) == Budget(room=Room(10**12))
+    assert budget_of(None, cpu) == Budget()
+    monkeypatch.setattr("mmgen.memory.free_bytes", lambda device: 8_000_000 if device == cpu else 10**12)
+    assert budget_of(room(cuda), cuda) == Budget(memory=1_000_000, room=Room(10**12))
+    assert room(cpu, 5) == Room(5, asked=True)
+    monkeypatch.setattr("mmgen.memory.free_bytes", lambda _device: 0)
+    assert room(cpu) is None

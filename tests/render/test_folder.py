@@ -1,4 +1,7 @@
-"""A folder of pictures loses nothing: not to a crash, a second process, a full disk, or a person who tidies up."""
+"""A folder of pictures loses nothing: not to a disk with errors, a second process, or a person who tidies up.
+
+What a whole run makes of crashes, full disks and the like, tests/faults shows.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,6 @@ from mmgen.temporary import remove_stale, temporary_name
 from mmgen.types import Request, StageSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-CRASHED = 9
 CALLS = ("open", "write", "fsync", "close", "link", "unlink", "replace", "lseek", "read")
 """Of os: all that a commit does to the disk."""
 
@@ -214,60 +216,12 @@ def test_failures_are_known_until_the_picture_is_there(tmp_path: Path) -> None:
 # ---- crashes -------------------------------------------------------------------------------------
 
 
-def die_at_every_step(path: Path) -> None:
-    """Commit in children that die before their first, second, ... call of os; each into a folder of its own."""
-    one = job(1)
-    for step in itertools.count(1):
-        folder = Folder(path / f"{step:02d}")
-        child = os.fork()
-        if not child:
-            calls = itertools.count(1)
-
-            def counted(
-                real: Callable[..., object], calls: Iterator[int] = calls, last: int = step
-            ) -> object:
-                def call(*args: object, **names: object) -> object:
-                    if next(calls) == last:
-                        os._exit(CRASHED)
-                    return real(*args, **names)
-
-                return call
-
-            for name in CALLS:
-                setattr(os, name, counted(getattr(os, name)))
-            folder.commit(one, picture(one))
-            os._exit(0)
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
-            return
-
-
 def _child(function: str, path: Path) -> subprocess.Popen[str]:
     """A process of its own that calls a function of this file."""
     code = f"from pathlib import Path; from tests.render.test_folder import {function} as f; f(Path({str(path)!r}))"
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_crash_at_any_step_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
-    jobs = [job(1), job(2)]
-    finish(tmp_path / "whole", jobs)
-    with _child("die_at_every_step", tmp_path / "crashed") as child:
-        child.communicate()
-    assert child.returncode == 0
-    steps = sorted((tmp_path / "crashed").iterdir())
-    assert len(steps) > 12
-    left = [contents(step) for step in steps]
-    # some died with a temporary, some with the picture in place, and no name ever held half of it
-    assert any(name.endswith(".tmp") for files in left for name in files)
-    whole = contents(tmp_path / "whole")
-    assert any(jobs[0].name in files for files in left[:-1])
-    assert all(files.get(jobs[0].name, whole[jobs[0].name]) == whole[jobs[0].name] for files in left)
-    for step in steps:
-        finish(step, jobs)
-        assert contents(step) == whole
-        assert manifest.rebuild(step) == 2
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -378,6 +332,17 @@ def test_a_number_that_is_used_again_and_a_reboot_are_noticed(tmp_path: Path) ->
     assert os.listdir(tmp_path) == []
 
 
+def test_a_machine_of_the_same_name_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / _renamed(temporary_name(), boot="0" * 8)).write_bytes(b"half")
+    temporary._place.cache_clear()
+    monkeypatch.setattr(temporary, "_installation", lambda: "another")
+    try:
+        remove_stale(tmp_path)
+        assert len(os.listdir(tmp_path)) == 1
+    finally:
+        temporary._place.cache_clear()
+
+
 def test_where_nobody_can_be_asked_a_day_must_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = _renamed(temporary_name(), machine="0" * 8)
     monkeypatch.setattr(temporary, "_place", lambda: None)
@@ -395,75 +360,10 @@ def test_where_nobody_can_be_asked_a_day_must_pass(tmp_path: Path, monkeypatch: 
     assert sorted(os.listdir(tmp_path)) == [".mmgen-of-yesterday.tmp", "mine.tmp"]
 
 
-def test_a_clock_that_was_set_back_hides_no_picture(tmp_path: Path) -> None:
-    jobs = [job(1), job(2)]
-    paths = finish(tmp_path, jobs)
-    for path in (*paths, tmp_path / manifest.NAME):
-        os.utime(path, (2**32, 2**32))
-    before = contents(tmp_path)
-    assert finish(tmp_path, jobs) == paths
-    assert contents(tmp_path) == before
-
-
 # ---- disks and folders ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 32 KB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = False
-    if sys.platform == "linux" and os.geteuid() == 0:
-        command = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)]
-        mounted = subprocess.run(command, check=False, capture_output=True).returncode == 0
-    if not mounted:
-        pytest.skip("a small file system cannot be mounted here")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_disk_that_runs_full_loses_nothing(tmp_path: Path, small_disk: Path) -> None:
-    jobs = [job(number) for number in range(1, 31)]
-    finish(tmp_path / "whole", jobs)
-    with pytest.raises(MachineError, match="the disk is full"):
-        finish(small_disk, jobs)
-    whole, some = contents(tmp_path / "whole"), contents(small_disk)
-    assert 0 < len(some) < 30
-    assert all(whole[name] == data for name, data in some.items())
-    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
-    finish(small_disk, jobs)
-    assert contents(small_disk) == whole
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_is_named_at_once(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(MachineError, match="permission denied"):
-            Folder(tmp_path)
-    finally:
-        tmp_path.chmod(0o700)
 
 
 def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"")
     with pytest.raises(MachineError, match="there is a file where a folder is needed"):
         Folder(tmp_path / "out")
-
-
-def test_a_folder_that_is_deleted_in_between_is_filled_again(tmp_path: Path) -> None:
-    jobs = [job(1), job(2)]
-    finish(tmp_path / "whole", jobs)
-    out = tmp_path / "out"
-    folder = Folder(out)
-    folder.commit(jobs[0], picture(jobs[0]))
-    for path in list(out.iterdir()):
-        path.unlink()
-    out.rmdir()
-    with pytest.raises(MachineError, match="the folder does not exist"):
-        folder.commit(jobs[1], picture(jobs[1]))
-    finish(out, jobs)
-    assert contents(out) == contents(tmp_path / "whole")

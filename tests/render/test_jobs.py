@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +24,26 @@ from mmgen.errors import ModelError, UsageError
 from mmgen.images import FORMATS, SUFFIXES, Format
 from mmgen.pipelines.catalogue import Facts, facts
 from mmgen.pipelines.families import DECODER, DECODER_TAKES, PRIOR, PRIOR_TAKES, StageForm
-from mmgen.render.jobs import FIELDS, NAME_BYTES, TEMPLATE, Job, check_template, jobs, key_of
-from mmgen.render.promptfile import Line, Options, PromptFileError
+from mmgen.render import jobs as jobs_module
+from mmgen.render.jobs import FIELDS, NAME_BYTES, TEMPLATE, Job, _Seen, check_template, jobs, key_of, plan
+from mmgen.render.promptfile import Line, Options, PromptFileError, parse
 from mmgen.types import MAX_SEED, Request, Size, StageSettings
 
 if TYPE_CHECKING:
     from mmgen.pipelines.text_to_image import TextToImage
 
 ROOT = Path(__file__).resolve().parents[2]
+KEYS = "644803e89f3ea00594a0bb9f4c7d6aa16907b6232aa11a7d534d87566ac59c1a"
+KINDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"seed": 7, "steps": 8, "guidance": 2, "size": (16, 16)},
+    {
+        "sampler": "ddim",
+        "settings": {"decoder": {"eta": 0.5, "guidance_interval": (0.1, 0.9)}, "prior": {"steps": 3}},
+    },
+    {"seed": MAX_SEED - 1, "threshold": "clip"},
+    {"settings": {"decoder": {"guidance_scale": -0.0}}, "threshold": 0.9},
+)
 TINY = Facts(
     "tiny",
     "d" * 64,
@@ -43,7 +60,7 @@ def line(number: int = 1, prompt: str = "a fox", **options: Any) -> Line:
 
 
 def made(lines: Iterable[Line], run: Options | None = None, **more: Any) -> list[Job]:
-    return list(jobs(lines, TINY, run or Options(), **more))
+    return list(jobs(plan(lines, TINY, run or Options(), **more)))
 
 
 # ---- requests ------------------------------------------------------------------------------------
@@ -94,7 +111,8 @@ def test_indices_count_and_lines_are_kept() -> None:
 
 
 def test_what_is_asked_for_twice_is_drawn_once() -> None:
-    run = jobs([line(1, count=3), line(2), line(3, seed=2, count=2), line(4, steps=32)], TINY, Options())
+    lines = [line(1, count=3), line(2), line(3, seed=2, count=2), line(4, steps=32)]
+    run = jobs(plan(lines, TINY, Options()))
     drawn: list[Job] = []
     repeated = None
     while repeated is None:
@@ -150,6 +168,75 @@ def test_settings_that_do_not_fit_into_the_format_are_said_with_their_line() -> 
         assert len(made([long], format=format)) == 1
     with pytest.raises(PromptFileError, match=r"line 3: the settings take .* bytes and a JPEG file holds"):
         made([long], format="jpeg")
+
+
+def test_keys_are_what_they_were() -> None:
+    """A folder of an earlier mmgen stays known; the digest is of the keys that version 0.1.0 gave these lines."""
+    lines = [
+        line(number, prompt, count=2, negative=negative, **options)
+        for number, prompt in enumerate(
+            ["a fox", '"quoted" \\ back', "猫 é\u0301 🦊", "a\tb\x7f</x>&", "x" * 500]
+        )
+        for negative in (None, "snow", 'no "prompts": ["x"], "seeds": [0], ')
+        for options in KINDS
+    ]
+    prior = StageSettings(steps=16, sampler="ddpm", guidance_scale=3.0)
+    decoder = StageSettings(steps=32, sampler="ddpm", guidance_scale=1.5, threshold=0.995, threshold_cap=1.5)
+    text = StageForm("text", frozenset(), StageSettings())
+    forms = (text, StageForm("prior", PRIOR_TAKES, prior), StageForm("decoder", DECODER_TAKES, decoder, 16))
+    found = list(jobs(plan(lines, replace(TINY, forms=forms), Options())))
+    made_keys = [job.key for job in found]
+    assert made_keys == [key_of(job.request) for job in found]
+    assert len(made_keys) == 2 * len(lines)
+    assert hashlib.sha256("".join(made_keys).encode()).hexdigest() == KEYS
+
+
+def test_what_a_line_asks_for_stays_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "MAX_RECIPES", 3)
+    lines = [line(number, steps=1 + number % 7, seed=number) for number in range(50)]
+    for job in made(lines):
+        alone = TINY.request("a fox", job.line, stages={"decoder": StageSettings(steps=1 + job.line % 7)})
+        assert (job.request, job.key) == (alone, key_of(alone))
+        assert pickle.loads(pickle.dumps(job)) == job  # noqa: S301 - our own
+
+
+def test_all_that_is_wrong_is_told_line_by_line() -> None:
+    lines = [
+        line(1, size=(16, 64)),
+        line(2),
+        PromptFileError("a.txt", 3, "no text"),
+        line(4, steps=0),
+        line(5, count=2),
+    ]
+    found = list(plan(lines, TINY, Options(), source="a.txt"))
+    assert [one.line for one in found] == [1, 2, 3, 4, 5, 5][: len(found)]
+    assert [str(one)[:14] for one in found if isinstance(one, PromptFileError)] == [
+        "a.txt, line 1:", "a.txt, line 3:", "a.txt, line 4:",
+    ]  # fmt: skip
+
+
+def test_a_long_file_takes_no_memory_but_for_its_keys(tmp_path: Path) -> None:
+    count = 100_000
+    with (tmp_path / "long.txt").open("w") as file:
+        file.writelines(f"a fox number {number}\n" for number in range(count))
+    run = jobs(plan(parse(tmp_path / "long.txt"), TINY, Options()))
+    for _ in islice(run, 1000):
+        pass
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in run) == count - 1000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
+    seen = _Seen()
+    for number in range(count):
+        seen.is_new_key(hashlib.sha256(b"%d" % number).hexdigest())
+    pages, size = (
+        seen._table.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
+    )
+    assert pages * size < 40 * count
+    seen.close()
 
 
 # ---- names ---------------------------------------------------------------------------------------
@@ -229,6 +316,23 @@ def test_a_template_that_makes_no_names_is_refused(template: str, words: str) ->
         check_template(template)
     with pytest.raises(UsageError, match=r"^--name"):
         made([line()], template=template)
+
+
+@given(
+    asked=st.lists(st.tuples(prompts, st.integers(0, 3)), min_size=2, max_size=8),
+    template=st.sampled_from(
+        [TEMPLATE, "{index:06d}-{slug}", "{slug}-{key8}", "{index}{seed}", "{slug}", "x{line}"]
+    ),
+)
+def test_names_are_one_each_or_an_error(asked: list[tuple[str, int]], template: str) -> None:
+    lines = [line(number, prompt, seed=seed) for number, (prompt, seed) in enumerate(asked, 1)]
+    found = list(plan(lines, TINY, Options(), template=template))
+    names = [job.name.casefold() for job in found if isinstance(job, Job)]
+    assert len(set(names)) == len(names)
+    assert all(os.path.basename(name) == name not in ("", ".", "..") for name in names)
+    assert all("as one of line" in str(error) for error in found if isinstance(error, PromptFileError))
+    if template.startswith("{index:06d}-"):
+        assert len(names) == len(set(asked))
 
 
 def test_names_that_are_too_long_are_said() -> None:
@@ -337,9 +441,9 @@ def test_jobs_need_no_torch() -> None:
 import sys
 from mmgen.pipelines.catalogue import facts
 from mmgen.render.folder import Folder
-from mmgen.render.jobs import jobs
+from mmgen.render.jobs import jobs, plan
 from mmgen.render.promptfile import Line, Options
-(job,) = jobs([Line(1, "a fox", Options(size=(64, 64)))], facts("storybook"), Options())
+(job,) = jobs(plan([Line(1, "a fox", Options(size=(64, 64)))], facts("storybook"), Options()))
 sys.stdout.write(job.name)
 sys.exit("torch" in sys.modules)
 """

@@ -17,9 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgen.errors import UsageError
-from mmgen.render import promptfile
 from mmgen.render.lines import MAX_LINE_CHARS
-from mmgen.render.promptfile import KINDS, MAX_ERRORS, Item, Kind, Line, Options, PromptFileError
+from mmgen.render.promptfile import KINDS, Item, Kind, Line, Options, PromptFileError, parse
 from mmgen.types import MAX_SEED, SAMPLERS
 
 THREE = {"decoder": {"eta": 0.5, "guidance_interval": (0.2, 0.8)}, "super-res-256": {"steps": 3}}
@@ -27,12 +26,13 @@ THREE = {"decoder": {"eta": 0.5, "guidance_interval": (0.2, 0.8)}, "super-res-25
 
 def items(kind: Kind, text: str | bytes) -> list[Item]:
     data = text if isinstance(text, bytes) else text.encode()
-    return list(promptfile.parse(io.BytesIO(data), kind, f"prompts.{kind}"))
+    return list(parse(io.BytesIO(data), kind, f"prompts.{kind}"))
 
 
 def lines(kind: Kind, text: str | bytes) -> list[Line]:
-    data = text if isinstance(text, bytes) else text.encode()
-    return list(promptfile.read(io.BytesIO(data), kind, f"prompts.{kind}"))
+    found = items(kind, text)
+    assert not [item for item in found if isinstance(item, PromptFileError)]
+    return [item for item in found if isinstance(item, Line)]
 
 
 def errors(kind: Kind, text: str | bytes) -> list[str]:
@@ -318,18 +318,14 @@ def test_what_is_wrong_is_named(kind: Kind, text: str | bytes, says: str) -> Non
     assert len(error) < 300
 
 
-def test_errors_are_collected_and_the_first_is_raised(tmp_path: Path) -> None:
+def test_a_line_that_is_wrong_hides_no_other(tmp_path: Path) -> None:
     path = tmp_path / "prompts.TXT"
-    path.write_text("a fox\n" + "--prompt a --seed x\n" * 30)
-    found = promptfile.check(path)
-    assert [error.line for error in found] == list(range(2, 2 + MAX_ERRORS))
-    reader = promptfile.read(path)
-    assert next(reader).prompt == "a fox"
-    with pytest.raises(PromptFileError) as raised:
-        next(reader)
-    assert str(raised.value) == f"{path}, line 2, column 12: seed is 'x': give a whole number"
-    path.write_text("a fox\n")
-    assert promptfile.check(path) == []
+    path.write_text("a fox\n" + "--prompt a --seed x\n" * 30 + "a dog\n")
+    first, *wrong, last = parse(path)
+    assert (first, last) == (Line(1, "a fox", Options()), Line(32, "a dog", Options()))
+    assert [str(error) for error in wrong] == [
+        f"{path}, line {number}, column 12: seed is 'x': give a whole number" for number in range(2, 32)
+    ]
 
 
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
@@ -340,25 +336,27 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
         ("a.docx", "must end in .txt"),
     ):
         with pytest.raises(UsageError, match=says):
-            promptfile.check(tmp_path / name)
+            next(parse(tmp_path / name))
 
 
 def test_standard_input_is_text_unless_another_kind_is_said_and_stays_open() -> None:
     source = io.BytesIO(b'"a fox"\n')
-    assert list(promptfile.read(source)) == [Line(1, '"a fox"', Options())]
+    assert list(parse(source)) == [Line(1, '"a fox"', Options())]
     assert source.seek(0) == 0
-    assert list(promptfile.read(source, "jsonl")) == [Line(1, "a fox", Options())]
+    assert list(parse(source, "jsonl")) == [Line(1, "a fox", Options())]
     source.seek(0)
-    with pytest.raises(PromptFileError, match=r"^standard input, line 1, column 1: this is not"):
-        list(promptfile.read(source, "json"))
+    [wrong] = parse(source, "json")
+    assert str(wrong).startswith("standard input, line 1, column 1: this is not")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_lines_are_read_as_they_are_asked_for(kind: Kind) -> None:
     asked = [Line(0, f"a fox of number {n}", Options(seed=n)) for n in range(20_000)]
     source = io.BytesIO(PRINTERS[kind](asked))
-    reader = promptfile.read(source, kind)
-    assert next(reader).prompt == "a fox of number 0"
+    reader = parse(source, kind)
+    first = next(reader)
+    assert isinstance(first, Line)
+    assert first.prompt == "a fox of number 0"
     assert source.tell() < len(source.getvalue()) / 2
     assert sum(1 for _ in reader) == len(asked) - 1
 
@@ -369,7 +367,7 @@ def test_what_expands_a_line_is_told_with_its_place() -> None:
             raise UsageError("no dogs")
         return [line, line]
 
-    found = list(promptfile.parse(io.BytesIO(b"a fox\na dog\n"), "txt", "prompts.txt", expand))
+    found = list(parse(io.BytesIO(b"a fox\na dog\n"), "txt", "prompts.txt", expand))
     assert found[:2] == [Line(1, "a fox", Options())] * 2
     assert str(found[2]) == "prompts.txt, line 2: no dogs"
     assert len(found) == 3

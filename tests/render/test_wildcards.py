@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,11 +87,44 @@ def test_a_draw_depends_on_seed_line_and_prompt_alone() -> None:
 
 
 def test_options_stay_with_every_prompt() -> None:
-    line = Line(7, "{a|b}", Options(seed=3, negative="{c|d}"))
+    line = Line(7, "{a|b}", Options(seed=3, negative="c"))
     assert list(expand(line, PLAIN, 0, combinatorial=True)) == [
         Line(7, "a", line.options),
         Line(7, "b", line.options),
     ]
+
+
+def test_a_negative_prompt_stands_for_many_too(folder: Path) -> None:
+    def drawn(
+        prompt: str, negative: str | None, *, run: str = "", every: bool = False
+    ) -> list[tuple[str, str | None]]:
+        line = Line(7, prompt, Options(seed=3, negative=negative))
+        found = list(expand(line, Wildcards(folder), 5, every, run))
+        assert all(replace(line.options, negative=None) == Options(seed=3) for line in found)
+        return [(line.prompt, line.options.negative) for line in found]
+
+    assert drawn("{a|b}", "no {c|d}", every=True) == [
+        ("a", "no c"), ("a", "no d"), ("b", "no c"), ("b", "no d"),
+    ]  # fmt: skip
+    assert drawn("a", "{c|}", every=True) == [("a", "c"), ("a", "")]
+    # the run's is for lines that say none, and what is written plainly stays
+    assert drawn("a", None, run="{c|d}", every=True) == [("a", "c"), ("a", "d")]
+    assert drawn("{a}", "b", run="{c|d}", every=True) == [("a", "b")]
+    assert drawn("a", None, run="c") == [("a", None)]
+    # one that is drawn, alike in every run, and each text for itself
+    text = "{" + "|".join("abcdefgh") + "}"
+    numbers = [next(iter(expand(Line(n, text, Options(negative=text)), PLAIN, 5))) for n in range(50)]
+    assert numbers == [next(iter(expand(Line(n, text, Options(negative=text)), PLAIN, 5))) for n in range(50)]
+    assert sum(line.prompt == line.options.negative for line in numbers) < 25
+    assert [line.prompt for line in numbers] == [one(text, seed=5, number=n) for n in range(50)]
+    for wrong, says in (
+        ("{c", "negative prompt, character 1: this { is not closed"),
+        ("__animl__", "__animal__?"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(says)):
+            drawn("a", wrong)
+    with pytest.raises(UsageError, match="more than 1,000,000 prompts"):
+        drawn("{a|b|c|d|e|f|g|h|i|j}" * 4, "{a|b|c|d|e|f|g|h|i|j}" * 4, every=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,175 @@
+"""What stages are estimated to take of memory lies between what they take and a few times that."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import mmgen
+from mmgen.conditioning import Conditioning
+from mmgen.errors import UsageError
+from mmgen.memory import place
+from mmgen.models import presets
+from mmgen.noise import Noise
+from mmgen.pipelines.decoder_stage import DecoderStage
+from mmgen.pipelines.families import DECODER, PRIOR, SUPER_RES
+from mmgen.pipelines.prior_stage import PriorStage
+from mmgen.pipelines.stage import Draft, Stage, finish
+from mmgen.pipelines.super_res_stage import SuperResStage
+from mmgen.render.estimate import picture_bytes
+from mmgen.values import parse_bytes
+from tests.checkpoints import awake, write_tiny
+
+AT_MOST = 2.5  # times what is measured
+CPU = torch.device("cpu")
+
+
+class Live(TorchDispatchMode):
+    """most: the largest number of bytes in tensors that were made under it and alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = self._now = 0
+        self._known: dict[int, weakref.ref[UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._see(args, new=False)
+        self._see(kwargs, new=False)
+        out = func(*args, **(kwargs or {}))
+        self._see(out, new=True)
+        return out
+
+    def _see(self, values: Any, *, new: bool) -> None:
+        for tensor in tree_leaves(values):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata in self._known:
+                continue
+            size = storage.nbytes() if new else 0
+            gone = self._gone(storage._cdata, size)
+            self._known[storage._cdata] = weakref.ref(storage, gone)
+            self._now += size
+            self.most = max(self.most, self._now)
+
+    def _gone(self, key: int, size: int) -> Callable[[Any], None]:
+        def forget(_: Any) -> None:
+            del self._known[key]
+            self._now -= size
+
+        return forget
+
+
+def measured(stage: Stage, draft: Draft, **settings: Any) -> tuple[int, int]:
+    """(bytes that the stage took for a draft, bytes that it is estimated to take)."""
+    given = replace(stage.defaults, **settings)
+    live = Live()
+    with torch.inference_mode(), live:
+        finish(stage.run(draft, given, Noise(range(len(draft.prompts)), stage.name)))
+    told = draft.text
+    tokens = 64 if told is None or told.text is None else told.text.shape[1]
+    square = getattr(stage, "square", None)
+    return live.most, len(draft.prompts) * picture_bytes(stage, given, tokens, square)
+
+
+def assert_near(taken: tuple[int, int]) -> None:
+    most, estimate = taken
+    assert most <= estimate <= AT_MOST * most, f"{most:,} bytes were taken, {estimate:,} estimated"
+
+
+def told(tokens: int, width: int, count: int = 1) -> Conditioning:
+    g = torch.Generator().manual_seed(0)
+    text = torch.randn(count, tokens, width, generator=g)
+    return Conditioning(text=text, text_mask=torch.ones(count, tokens).bool(), pooled=text.mean(1))
+
+
+def unit(width: int, count: int = 1) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(count, width), dim=1)
+
+
+def built(build: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
+    return place(awake(build), CPU, dtype)
+
+
+DECODERS = {
+    "tiny": (presets.decoder_tiny, 32, 16),
+    "tiny-unet": (presets.unet_tiny, 32, 16),
+    "storybook": (presets.decoder_storybook, presets.STORYBOOK_TEXT, presets.STORYBOOK_IMAGE),
+}
+
+
+@pytest.mark.parametrize("tokens", [8, 77])
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_decoder_takes_what_is_estimated(name: str, tokens: int) -> None:
+    build, text, embed = DECODERS[name]
+    stage = DecoderStage(built(build), DECODER, uses_image_embed=True)
+    draft = Draft(("a cat",), text=told(tokens, text), image_embed=unit(embed))
+    assert_near(measured(stage, draft, steps=2))
+    assert_near(measured(stage, draft, steps=2, guidance_scale=1.0))
+
+
+def test_a_batch_takes_as_much_as_its_pictures() -> None:
+    stage = DecoderStage(built(presets.decoder_tiny), DECODER, uses_image_embed=True)
+    draft = Draft(("a cat",) * 4, text=told(8, 32, 4), image_embed=unit(16, 4))
+    assert_near(measured(stage, draft, steps=2))
+
+
+@pytest.mark.parametrize("tokens", [8, 77])
+@pytest.mark.parametrize("build", [presets.prior_tiny, presets.prior_storybook])
+def test_a_prior_takes_what_is_estimated(build: Callable[[], Any], tokens: int) -> None:
+    network = built(build)
+    dual = built(
+        presets.dual_encoder_tiny if network.config.embed_dim == 16 else presets.dual_encoder_storybook
+    )
+    stage = PriorStage(network, dual, PRIOR)
+    assert_near(measured(stage, Draft(("a cat",), text=told(tokens, network.config.text_dim)), steps=2))
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "square"),
+    [
+        (presets.super_res_tiny, 64, None),
+        (presets.super_res_tiny, 256, None),
+        (presets.super_res_storybook, 256, None),
+        (presets.super_res_storybook, 512, None),
+        (presets.super_res_storybook, 512, 256),
+        (presets.super_res_storybook, 512, 128),
+    ],
+)
+def test_super_resolution_takes_what_is_estimated(
+    build: Callable[[], Any], size: int, square: int | None
+) -> None:
+    stage = SuperResStage(built(build, torch.bfloat16), SUPER_RES, size=size, square=square)
+    stage.square = square  # type: ignore[attr-defined]  # for `measured`
+    image = torch.rand(1, 3, size // 4, size // 4)
+    assert_near(measured(stage, Draft(("a cat",), image=image)))
+
+
+def test_a_text_encoder_takes_what_is_estimated(tmp_path: Path) -> None:
+    stage: Any = mmgen.load(write_tiny(tmp_path / "tiny"), device="cpu", dtype="float32").cascade.stages[0]
+    assert_near(measured(stage, Draft((" ".join(["cat"] * 100),), "snow")))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("8GB", 8 * 10**9), ("512MB", 512 * 10**6), ("2GiB", 2**31), ("1.5 kb", 1500), ("0.5TiB", 2**39)],
+)
+def test_memory_has_a_unit(text: str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["8", "8G", "GB", "-1GB", "8 G B", "1e3MB", "0GB", "٨GB", "8GB\n", "nan MB", ""]
+)
+def test_other_amounts_of_memory_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="give"):
+        parse_bytes(text)
