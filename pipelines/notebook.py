@@ -37,15 +37,16 @@ def drain(run: Generator[Step, None, Result], views: Iterable[View]) -> Result:
 
 
 @contextlib.contextmanager
-def following(progress: bool | None, batches: int) -> Iterator[list[View]]:
+def following(progress: bool | None, batches: int, rounds: Mapping[str, int]) -> Iterator[list[View]]:
     """What shows a run to a person: bars, in Jupyter previews too. Put away at the end, however that comes.
 
-    progress: whether to show anything, None = where a person follows. batches: how often every stage runs.
+    progress: whether to show anything, None = where a person follows. batches: how often every stage runs, but those
+    that rounds names.
     """
     with contextlib.ExitStack() as shown:
         views: list[View] = []
         if is_followed() if progress is None else progress:
-            views.append(shown.enter_context(bars(batches)))
+            views.append(shown.enter_context(bars(batches, rounds)))
             if in_jupyter():
                 views.append(shown.enter_context(previews()))
         yield views
@@ -64,15 +65,15 @@ def in_jupyter() -> bool:
 
 
 @contextlib.contextmanager
-def bars(batches: int) -> Iterator[View]:
-    """One bar for each stage, over all pictures."""
+def bars(batches: int, rounds: Mapping[str, int]) -> Iterator[View]:
+    """One bar for each stage, over all pictures; batches, rounds: as `following` takes them."""
     from tqdm.auto import tqdm
 
     shown: dict[str, Any] = {}
 
     def show(step: Step) -> None:
         if step.stage not in shown:
-            shown[step.stage] = tqdm(total=batches * step.total, desc=step.stage)
+            shown[step.stage] = tqdm(total=rounds.get(step.stage, batches) * step.total, desc=step.stage)
         bar = shown[step.stage]
         bar.update()
         if bar.n == bar.total:

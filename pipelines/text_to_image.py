@@ -306,7 +306,7 @@ class TextToImage:
         or enlarged picture, which has a method of its own.
         """
         if request.verb in UNCLIP:
-            request, draw = self._embeds_drawn(request, [inputs.picture(image) for image in images])
+            request, draw, _ = self._embeds_drawn(request, [inputs.picture(image) for image in images])
             return finish(draw([], Clock(self.device)))
         if request.verb == "generate" and images:
             raise UsageError(
@@ -378,8 +378,11 @@ class TextToImage:
         )
         return replace(request, model=self.name, model_digest=self.digest), images
 
-    def _embeds_drawn(self, asked: Request, images: Sequence[Image]) -> tuple[Request, Draw]:
-        """The complete request, and how to draw it. Raises UsageError for other pictures than it names."""
+    def _embeds_drawn(self, asked: Request, images: Sequence[Image]) -> tuple[Request, Draw, dict[str, int]]:
+        """The complete request, how to draw it, and how often what runs before the stages does.
+
+        Raises UsageError for other pictures than it names.
+        """
         self._check_model(asked)
         inputs.check_same(images, asked)
         unclip = Unclip(self.cascade.up_to(self._side(asked.size)), self.name)
@@ -389,13 +392,13 @@ class TextToImage:
             yield from unclip.run(request, images, self.batch_size, done, clock)
             return self._result(request, done, clock)
 
-        return request, draw
+        return request, draw, unclip.rounds(request)
 
     def _from_embeds(
         self, asked: Request, images: Sequence[Image], progress: bool | None, on_step_end: OnStepEnd | None
     ) -> Result:
-        request, draw = self._embeds_drawn(asked, images)
-        return self._followed(draw, request, progress, on_step_end)
+        request, draw, rounds = self._embeds_drawn(asked, images)
+        return self._followed(draw, request, progress, on_step_end, rounds)
 
     def _drawn_over(
         self, asked: Request, image: Image, mask: Image | None, strength: float | None
@@ -407,14 +410,20 @@ class TextToImage:
         return request, self._draw_from(request, known(given, repaint, request))
 
     def _followed(
-        self, draw: Draw, request: Request, progress: bool | None, on_step_end: OnStepEnd | None
+        self,
+        draw: Draw,
+        request: Request,
+        progress: bool | None,
+        on_step_end: OnStepEnd | None,
+        rounds: Mapping[str, int] | None = None,
     ) -> Result:
+        """rounds: how often stages run that do not run once for every batch."""
         images: list[Image] = []
         clock = Clock(self.device)
         batches = len(_batches(request.pictures(), self.batch_size))
         try:
             # closed at once when a view fails: a run that only stands still keeps its networks on the device
-            with following(progress, batches) as views, closing(draw(images, clock)) as run:
+            with following(progress, batches, rounds or {}) as views, closing(draw(images, clock)) as run:
                 if on_step_end is not None:
                     views.append(step_end(self, on_step_end))
                 return drain(run, views)

@@ -25,8 +25,9 @@ from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.schedulers.samplers import Step
 from mmgen.types import Request, StageSettings
 
-# Of interpolate and diff-text, where nobody says: what brings a picture back from its noise.
+# Where nobody says: what brings a picture back from its noise.
 THERE_AND_BACK = StageSettings(sampler="ddim", guidance_scale=1.0)
+THERE_AND_BACK_VERBS = ("interpolate", "diff-text")
 
 
 def slerp(a: Tensor, b: Tensor, fraction: float) -> Tensor:
@@ -109,7 +110,7 @@ class Unclip:
         """
         asked = dict(request.stages)
         of_prior = asked.pop(self.prior.name, None)
-        if request.verb in ("interpolate", "diff-text"):
+        if request.verb in THERE_AND_BACK_VERBS:
             of_decoder = asked.get(self.decoder.name, StageSettings())
             asked[self.decoder.name] = of_decoder.with_defaults(THERE_AND_BACK)
         stages = self.cascade.resolve(asked)
@@ -125,12 +126,12 @@ class Unclip:
     def run(
         self, request: Request, pictures: Sequence[Image], batch_size: int, done: list[Image], clock: Clock
     ) -> Generator[Step, None, None]:
-        """Draw a complete request. The steps are those of the stages that draw.
+        """Draw a complete request. The steps are those of every stage and of inversions, see `rounds`.
 
         pictures: those that the request starts from, in RGB and in their order. done: takes what is drawn.
         """
         with self.cascade.residency:
-            parts = self._parts(request, pictures, clock)
+            parts = yield from self._parts(request, pictures, clock)
             change = self._change(request, clock) if request.verb == "diff-text" else None
         singles = list(request.singles())
         for i in range(0, len(singles), batch_size):
@@ -147,37 +148,48 @@ class Unclip:
             assert draft.image is not None
             done += to_pil(draft.image)
 
-    def _parts(self, request: Request, pictures: Sequence[Image], clock: Clock) -> Mapping[int, list[Part]]:
+    def rounds(self, request: Request) -> dict[str, int]:
+        """How often the prior and an inversion run, each a round of steps for one text or one picture."""
+        texts = 0 if request.verb == "diff-text" else sum(map(bool, request.prompts))
+        comes_back = len(request.inputs) if request.verb in THERE_AND_BACK_VERBS else 0
+        return {self.prior.name: texts * len(request.seeds), INVERSION: comes_back}
+
+    def _parts(
+        self, request: Request, pictures: Sequence[Image], clock: Clock
+    ) -> Generator[Step, None, Mapping[int, list[Part]]]:
         """By seed, the pictures and texts that a picture is made of, in order."""
-        seen = [self._picture(picture, request, clock) for picture in pictures]
+        seen = []
+        for picture in pictures:
+            seen.append((yield from self._picture(picture, request, clock)))
         if request.verb == "diff-text":
             return dict.fromkeys(request.seeds, seen)
         parts: dict[int, list[Part]] = {}
         for seed in request.seeds:
-            shown = iter(seen)
-            parts[seed] = [
-                self._text(text, seed, request, clock) if text else next(shown) for text in request.prompts
-            ]
+            shown, parts[seed] = iter(seen), []
+            for text in request.prompts:
+                part = (yield from self._text(text, seed, request, clock)) if text else next(shown)
+                parts[seed].append(part)
         return parts
 
-    def _picture(self, picture: Image, request: Request, clock: Clock) -> Part:
+    def _picture(self, picture: Image, request: Request, clock: Clock) -> Generator[Step, None, Part]:
         """Its middle square as an embedding and, where it is to come back, as noise."""
         side, dual = self.decoder.network.config.sample_size, self.prior.dual
         pixels = to_tensor([resize(picture, (side, side))])
         self.cascade.residency.hold([dual])
         with torch.inference_mode():
             embed = dual.image_embed(pixels.to(dual.device, dual.dtype))
-        if request.verb not in ("interpolate", "diff-text"):
+        if request.verb not in THERE_AND_BACK_VERBS:
             return Part(embed)
         draft = replace(self._encoded("", clock), image=pixels, image_embed=embed)
         run = self.decoder.invert(draft, request.stages[self.decoder.name])
-        return Part(embed, self._outcome(INVERSION, self.decoder, run, clock).start)
+        inverted = yield from self._turn(INVERSION, self.decoder, run, clock)
+        return Part(embed, inverted.start)
 
-    def _text(self, text: str, seed: int, request: Request, clock: Clock) -> Part:
+    def _text(self, text: str, seed: int, request: Request, clock: Clock) -> Generator[Step, None, Part]:
         """The embedding that the prior draws for it; beside a picture that comes back, with the seed's noise."""
         draft, noise = self._encoded(text, clock), Noise((seed,), self.prior.name)
         run = self.prior.run(draft, request.stages[self.prior.name], noise)
-        embed = self._outcome(self.prior.name, self.prior, run, clock).image_embed
+        embed = (yield from self._turn(self.prior.name, self.prior, run, clock)).image_embed
         assert embed is not None
         if request.verb != "interpolate" or all(request.prompts):
             return Part(embed)
@@ -195,11 +207,13 @@ class Unclip:
 
     def _encoded(self, text: str, clock: Clock) -> Draft:
         run = self.text.run(Draft((text,)), StageSettings(), Noise((0,), self.text.name))
-        return self._outcome(self.text.name, self.text, run, clock)
+        return finish(self._turn(self.text.name, self.text, run, clock))
 
-    def _outcome(self, name: str, stage: Stage, run: Generator[Step, None, Draft], clock: Clock) -> Draft:
+    def _turn(
+        self, name: str, stage: Stage, run: Generator[Step, None, Draft], clock: Clock
+    ) -> Generator[Step, None, Draft]:
         """What a stage makes in its turn. name: of its record."""
-        return finish(clock.watch(name, self.cascade.residency.turn(stage.networks, run)))
+        return clock.watch(name, self.cascade.residency.turn(stage.networks, run))
 
 
 def _aim(single: Request, parts: Sequence[Part], change: tuple[Tensor, Tensor] | None) -> Part:

@@ -340,6 +340,18 @@ def test_a_terminal_has_a_bar_for_each_stage_over_all_pictures(
     assert shown.endswith("\n")
 
 
+def test_what_runs_before_the_frames_has_bars_of_its_own(
+    pipe: TextToImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
+    steps = {"prior": StageSettings(steps=4), "decoder": StageSettings(steps=3)}
+    shown = Image.new("RGB", (16, 16), "grey")
+    pipe.interpolate(shown, "a dog", frames=3, seed=1, size=16, stages=steps)
+    written = terminal.getvalue()
+    # the last step back to noise is left out, the prior draws twice for the one text, the decoder every frame
+    assert [last_of(stage, written) for stage in ("inversion", "prior", "decoder")] == ["2/2", "8/8", "9/9"]
+
+
 def test_progress_can_be_asked_for_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
     easel()("a fox", seeds=[1], progress=True)
     assert last_of("decoder", capsys.readouterr().err) == "2/2"
