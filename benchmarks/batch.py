@@ -35,8 +35,9 @@ from mmgen.models.efficient_unet import EfficientUNet
 from mmgen.models.prior import DiffusionPrior
 from mmgen.pipelines.catalogue import describe, find
 from mmgen.pipelines.loading import open_model, write_checkpoint
-from mmgen.render.engine import Done, render
+from mmgen.render.engine import Done, draw
 from mmgen.render.jobs import Job
+from mmgen.render.windows import Budget, batches, windows
 from mmgen.types import StageSettings
 
 STAGES = ("text_encoder", "prior", "decoder", "super_res")  # the component that is large in each stage
@@ -159,7 +160,8 @@ def _rendered(
         drawn[done.job.index] = done.image.tobytes()
 
     with tempfile.TemporaryDirectory() as out:
-        render(jobs, model, keep, folder=Path(out))
+        cut = windows(batches(jobs, model.batch_size), lambda _job: False, model.sizes, Budget())
+        draw(cut, keep, model=model, folder=Path(out))
     return dict(sorted(drawn.items()))
 
 

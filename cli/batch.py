@@ -17,7 +17,7 @@ import click
 
 from mmgen.cli.generate import COUNT, DECODER, SIZE, say_unknown
 from mmgen.cli.options import MACHINE, parse_memory, with_options
-from mmgen.cli.plan import Checked, Given, Picked, Plan, Source, plan_of_file, plan_of_pictures
+from mmgen.cli.planned import Checked, Given, Picked, Plan, Source, plan_of_file, plan_of_pictures
 from mmgen.cli.progress import Progress, of_job, pictures
 from mmgen.cli.terminal import Terminated, note, one_line
 from mmgen.cli.workers import WORKERS, Drawing, check_workers, drawing
@@ -26,7 +26,7 @@ from mmgen.render.promptfile import KINDS
 from mmgen.types import MAX_SEED
 
 if TYPE_CHECKING:
-    from mmgen.render.engine import Batch, Done
+    from mmgen.render.engine import Done
     from mmgen.render.folder import Folder
     from mmgen.render.jobs import Job
     from mmgen.render.pool import Opened
@@ -173,16 +173,15 @@ def _drawn(
     given: Given, plan: Plan | Picked, checked: Checked, folder: Folder, opened: Drawing
 ) -> tuple[_Run, list[BaseException]]:
     """What became of the run, and what it was asked to end with."""
-    from mmgen.render.engine import batches
-    from mmgen.render.pool import shared
+    from mmgen.render.windows import batches, shared
 
-    def cut() -> Iterator[Batch]:
-        every = batches(plan.jobs(unique=not checked.repeated), opened.model.batch_size)
+    def jobs() -> Iterator[Job]:
+        every = plan.jobs(unique=not checked.repeated)
         return every if given.shard is None else given.shard.of(every)
 
     total = checked.total
     if given.shard is not None:
-        total = sum(map(len, cut()))
+        total = len(range(total)[given.shard.places])
         note(f"shard {given.shard.index} of {given.shard.count}: {pictures(total)}")
     end = None if given.max_minutes is None else time.monotonic() + 60 * given.max_minutes
     with _asked_to_stop() as asked, Progress(total, given.as_json) as progress:
@@ -191,12 +190,9 @@ def _drawn(
         def stop() -> bool:
             return bool(asked) or (end is not None and time.monotonic() > end)
 
-        opened.draw(
-            shared(cut(), run.done, opened.model, total=total, workers=opened.workers),
-            run.commit,
-            stop=stop,
-            watch=progress.event,
-        )
+        cut = batches(jobs(), opened.model.batch_size)
+        given_out = shared(cut, run.done, opened.model.sizes, total=total, workers=opened.workers)
+        opened.draw(given_out, run.commit, stop=stop, watch=progress.event)
     return run, asked
 
 

@@ -19,7 +19,7 @@ from mmgen.cli.batch import batch, run_plan
 from mmgen.cli.generate import DECODER, SIZE
 from mmgen.cli.grid import fitting_cell, font_size, in_cell, letters
 from mmgen.cli.options import MACHINE, with_options
-from mmgen.cli.plan import Given, Plan, plan_of
+from mmgen.cli.planned import Given, Plan, plan_of
 from mmgen.cli.progress import pictures
 from mmgen.cli.terminal import note
 from mmgen.errors import UsageError

@@ -17,23 +17,30 @@ import click
 from mmgen.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmgen.cli.plan import Given
-    from mmgen.render.engine import Batch, Done, Event, Window
+    from mmgen.cli.planned import Given
+    from mmgen.render.engine import Done, Event
     from mmgen.render.folder import Folder
+    from mmgen.render.jobs import Job
     from mmgen.render.pool import Opened, Setup, Workers
+    from mmgen.render.windows import Window
 
 MAX_WORKERS = 1024
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Every `count`th micro-batch of a run, beginning with the one at place `index`, from 1."""
+    """Every `count`th picture of a run, beginning with the one at place `index`, from 1."""
 
     index: int
     count: int
 
-    def of(self, cut: Iterable[Batch]) -> Iterator[Batch]:
-        return islice(cut, self.index - 1, None, self.count)
+    @property
+    def places(self) -> slice:
+        """Of its pictures, from 0."""
+        return slice(self.index - 1, None, self.count)
+
+    def of(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        return islice(jobs, self.index - 1, None, self.count)
 
 
 def parse_shard(text: str) -> Shard:
@@ -61,7 +68,9 @@ def shard_in(environment: Mapping[str, str]) -> Shard:
             at, count = _place_in_array(read)
             found = found[1:]
         if found:  # torchrun may run as a task of SLURM, and counts for itself
-            tasks = read("WORLD_SIZE" if found[0] == "RANK" else "SLURM_NTASKS")
+            # SLURM says how many tasks there are only where somebody asked for several
+            several = found[0] == "RANK" or "SLURM_NTASKS" in environment
+            tasks = read("WORLD_SIZE" if found[0] == "RANK" else "SLURM_NTASKS") if several else 1
             at, count = at * tasks + read(found[0]), count * tasks
     else:
         raise UsageError("--shard auto: neither torchrun nor SLURM has set its variables, write I/N instead")
@@ -88,7 +97,8 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 WORKERS = (
     click.option("--workers", type=click.IntRange(1, MAX_WORKERS), metavar="N",
-                 help="Processes that draw, GPUs in turn; of Ray: actors. The pictures are those of one process."),
+                 help="Processes that draw, on the GPUs in turn; with Ray, actors. "
+                 "The pictures are those of one process."),
     click.option("--shard", type=parse_shard, metavar="I/N|auto",
                  help="Draw this share of the pictures; auto: the one that torchrun or SLURM says. "
                  "All shards may write into one folder."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
 def free_bytes(device: torch.device) -> int:
     """What tensors may still take on a device, with what this process has reserved there and not used.
 
-    Of a CPU: what other programs leave; 0 where the system is not Linux and does not say.
+    Of a CPU: what other programs and a container's limit leave; 0 where the system is not Linux and does not say.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -78,7 +79,24 @@ def free_bytes(device: torch.device) -> int:
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     told = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s+(\d+) kB", told.read_text("ascii")) if told.exists() else None
-    return 1024 * int(found[1]) if found else 0
+    return int(min(1024 * int(found[1]), granted())) if found else 0
+
+
+def granted(group: Path = Path("/sys/fs/cgroup")) -> float:
+    """What the control group of this process has left, such as a container's; infinite where nothing limits it.
+
+    What its files take of memory without need counts as left. Source: Linux, admin-guide/cgroup-v2, "Memory".
+    """
+    try:
+        limit, used = ((group / f"memory.{name}").read_text("ascii").strip() for name in ("max", "current"))
+        unneeded = re.search(
+            r"^inactive_file (\d+)$", (group / "memory.stat").read_text("ascii"), re.MULTILINE
+        )
+    except OSError:
+        return math.inf
+    if limit == "max" or unneeded is None:
+        return math.inf
+    return max(0, int(limit) - int(used) + int(unneeded[1]))
 
 
 @dataclass(frozen=True)

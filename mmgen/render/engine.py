@@ -7,10 +7,8 @@ again of which a picture is missing, so that every picture has the bytes that it
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -31,29 +29,10 @@ from mmgen.render import stopped
 from mmgen.render.drafts import Drafts, Kept, map_tensors, rows_of
 from mmgen.render.estimate import MAX_TOKENS, WORKING_SHARE, picture_bytes, square_of, stage_weights
 from mmgen.render.jobs import Job
+from mmgen.render.windows import BUDGET, Batch, Budget, Window
 from mmgen.types import StageRecord, StageSettings
 
-BLOCK = 1024  # jobs, within which those that are drawn alike find each other
 DRAFTS_SHARE = 1 / 8  # of the memory of a CPU, for drafts
-TEXT_BYTES = 256 * 1024  # of a draft: 77 token states of width 768 in float32, as CLIP's
-Batch = tuple[Job, ...]
-Window = tuple[Sequence[Batch], frozenset[str]]
-"""Micro-batches that run together, and the keys of their jobs that are not done."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What unfinished pictures may take, and how many there are at a time: of a window, at least one micro-batch.
-
-    memory: bytes of drafts in memory; what is beyond goes to disk. drafts: bytes of a window's in both together.
-    batches: micro-batches of a window, so that pictures arrive while the run goes on. room: of the device, by which
-    stages are told beforehand how many pictures they take at once; None: they learn it where memory runs out.
-    """
-
-    memory: int = 256 * 2**20
-    drafts: int = 2**30
-    batches: int = 64
-    room: Room | None = None
 
 
 def budget_of(room: Room | None, device: torch.device) -> Budget:
@@ -98,33 +77,6 @@ class Event:
     note: str = ""
 
 
-def render(
-    jobs: Iterable[Job],
-    model: TextToImage,
-    commit: Callable[[Done], None],
-    *,
-    folder: Path,
-    done: Callable[[Job], bool] = lambda _job: False,
-    stop: Callable[[], bool] = lambda: False,
-    watch: Callable[[Event], None] = lambda _event: None,
-    batch_size: int | None = None,
-    budget: Budget = Budget(),
-) -> None:
-    """Draw all jobs that are not done; each picture is committed as soon as it is there, and so is each failure.
-
-    jobs: all of a run, the done ones too, in order, of this model. folder: where drafts may be put for a while; it must
-    exist. stop: asked between micro-batches whether to end; what is unfinished then is lost. batch_size: pictures that
-    run together at most, None: what the model says; a CPU draws the same bytes as single runs if it is 1.
-    Where memory runs out, the batch of that stage is halved for the rest of the run, then super-resolution draws in
-    smaller squares, then a picture fails alone; so does one that becomes NaN. What `commit` raises ends the run.
-    Raises ModelError for weights that are not sound or a job of another model, MachineError where the weights of a
-    stage have no room or drafts cannot be put away.
-    """
-    size = model.batch_size if batch_size is None else batch_size
-    cut = windows(batches(jobs, size), done, model.sizes, budget)
-    draw(cut, commit, model=model, folder=folder, stop=stop, watch=watch, budget=budget)
-
-
 def draw(
     cut: Iterable[Window],
     commit: Callable[[Done], None],
@@ -133,69 +85,22 @@ def draw(
     folder: Path,
     stop: Callable[[], bool] = lambda: False,
     watch: Callable[[Event], None] = lambda _event: None,
-    budget: Budget = Budget(),
+    budget: Budget = BUDGET,
 ) -> None:
-    """Draw windows that are cut already, each when the one before it is through: see `render`, which cuts them too."""
+    """Draw windows of jobs of this model; each picture is committed as soon as it is there, and so is each failure.
+
+    cut: taken when the one before is through. folder: where drafts may be put for a while; it must exist. stop: asked
+    between micro-batches whether to end; what is unfinished then is lost.
+    Where memory runs out, the batch of that stage is halved for the rest of the run, then super-resolution draws in
+    smaller squares, then a picture fails alone; so does one that becomes NaN. What `commit` raises ends the run.
+    Raises ModelError for weights that are not sound or a job of another model, MachineError where the weights of a
+    stage have no room or drafts cannot be put away.
+    """
     with Drafts(folder, budget.memory) as drafts, model.cascade.residency:
         run = _Run(model, drafts, commit, stop, watch, budget)
         for window in cut:
             if not run.draw(*window):
                 return
-
-
-def batches(jobs: Iterable[Job], size: int) -> Iterator[Batch]:
-    """Micro-batches of at most `size` jobs that are drawn alike: all but prompt and seed is the same.
-
-    Their places among all jobs alone decide who is with whom. In the order of their first jobs, BLOCK by BLOCK.
-    """
-    remaining = iter(jobs)
-    while block := list(islice(remaining, BLOCK)):
-        alike: dict[str, list[tuple[int, Job]]] = {}
-        for place, job in enumerate(block):
-            alike.setdefault(replace(job.request, prompts=("x",), seeds=(0,)).to_json(), []).append(
-                (place, job)
-            )
-        cut = [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
-        for batch in sorted(cut, key=lambda batch: batch[0][0]):
-            yield tuple(job for _, job in batch)
-
-
-def windows(
-    cut: Iterable[Batch],
-    done: Callable[[Job], bool],
-    sizes: Sequence[int],
-    budget: Budget,
-    most: Callable[[], float] = lambda: math.inf,
-) -> Iterator[Window]:
-    """Micro-batches, joined to windows.
-
-    Those that are done are left out; whether they are is asked for one window at a time. sizes: sides of the pictures
-    that the model draws, smallest first. most: pictures of a window, asked whenever one more could be joined to it.
-    """
-    window: list[Batch] = []
-    keys: set[str] = set()
-    held = pictures = 0
-    for batch in cut:
-        missing = {job.key for job in batch if not done(job)}
-        if not missing:
-            continue
-        need = len(batch) * _draft_bytes(batch[0], sizes)
-        full = held + need > budget.drafts or len(window) >= budget.batches or pictures >= most()
-        if window and full:
-            yield window, frozenset(keys)
-            window, keys, held, pictures = [], set(), 0, 0
-        window.append(batch)
-        keys |= missing
-        held += need
-        pictures += len(batch)
-    if window:
-        yield window, frozenset(keys)
-
-
-def _draft_bytes(job: Job, sizes: Sequence[int]) -> int:
-    """What a draft of the job takes at most, between two stages: its text, or its last picture but one."""
-    before = max((side for side in sizes if side < job.request.size[0]), default=0)
-    return max(TEXT_BYTES, 3 * 4 * before**2)
 
 
 @dataclass(frozen=True)
@@ -243,13 +148,14 @@ class _Run:
         self._smaller: dict[str, SuperResStage] = {}  # by stage: what stands in for it
         self._squares: dict[str, int] = {}  # by stage: the side of its squares, where they are smaller
         self._tight: set[str] = set()  # stages of which it was said
+        self._begins_at: int | None = None  # side of the pictures that are gone on with
         self._missing: frozenset[str] = frozenset()
 
     def draw(self, window: Sequence[Batch], missing: frozenset[str]) -> bool:
         """Every stage over the window in turn; False: it was stopped."""
         self._missing = missing
-        pieces = [_Piece(jobs, self._drafts.keep(self._begun(jobs))) for jobs in window]
-        for stage in self._stages(window[0]):
+        pieces = [piece for jobs in window for piece in self._begin(jobs)]
+        for stage in self._stages():
             if not pieces:
                 break
             if self._stop():
@@ -265,13 +171,22 @@ class _Run:
             pieces = behind
         return True
 
-    def _stages(self, jobs: Batch) -> tuple[Stage, ...]:
+    def _stages(self) -> tuple[Stage, ...]:
         """What pictures go through; all of a run begin alike."""
         stages = self._model.cascade.stages
-        if jobs[0].start is None:
+        if self._begins_at is None:
             return stages
-        side = _image(jobs[0]).shape[-1]
-        return stages[[stage.size for stage in stages].index(side) + 1 :]
+        return stages[[stage.size for stage in stages].index(self._begins_at) + 1 :]
+
+    def _begin(self, jobs: Batch) -> list[_Piece]:
+        """A micro-batch before its first stage; one that cannot be gone on with fails alone."""
+        try:
+            return [_Piece(jobs, self._drafts.keep(self._begun(jobs)))]
+        except UsageError as error:
+            if len(jobs) > 1:
+                return [piece for job in jobs for piece in self._begin((job,))]
+            self._finish(_Piece(jobs, draft=0), None, error=str(error))
+            return []
 
     def _begun(self, jobs: Batch) -> Draft:
         for job in jobs:
@@ -284,6 +199,7 @@ class _Run:
         if jobs[0].start is None:
             return draft
         images = [_image(job) for job in jobs]
+        self._begins_at = images[0].shape[-1]
         return replace(draft, image=torch.cat(images) if len(images) > 1 else images[0])
 
     def _hold(self, stage: Stage) -> None:
@@ -401,9 +317,9 @@ class _Run:
 
     def _estimate(self, stage: Stage, jobs: Batch, draft: Draft) -> int:
         settings = jobs[0].request.stages.get(stage.name, StageSettings())
-        if (
-            draft.text is None or draft.text.text is None
-        ):  # not read yet: no text has more tokens than characters
+        if isinstance(stage, SuperResStage):  # its squares must not depend on which picture comes first
+            tokens = MAX_TOKENS
+        elif draft.text is None or draft.text.text is None:  # no text has more tokens than characters
             texts = [*draft.prompts, draft.negative_prompt]
             tokens = min(MAX_TOKENS, 2 + max(map(len, texts)))
         else:

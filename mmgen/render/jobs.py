@@ -27,6 +27,7 @@ FIELDS = (
     "sampler", "threshold",
 )  # fmt: skip
 NAME_BYTES = 200
+STAGE_BYTES = 20  # of these, for the stage that is added where a picture is stopped
 MAX_RECIPES = 256  # that are kept
 SLUG_ROOMS = (40, 20, 10, 0)  # bytes that a slug is cut to, tried in turn until a name fits
 _SPEC = re.compile(r"[<>^]?0?\d{0,2}[ds]?", re.ASCII)
@@ -290,11 +291,11 @@ def _fields(shared: Fields, request: Request, key: str, index: int, line: int, n
 
 
 def _name(template: str, suffix: str, fields: Fields) -> str:
-    """A name that every file system takes, of at most NAME_BYTES bytes; the slug is cut where it is too long."""
-    words, rooms = str(fields["slug"]).encode(), iter(SLUG_ROOMS)
-    while len((name := f"{_stem(template, fields)}{suffix}").encode()) > NAME_BYTES:
+    """A name that every file system takes, of NAME_BYTES bytes with a stage; the slug is cut where it is too long."""
+    words, rooms, most = str(fields["slug"]).encode(), iter(SLUG_ROOMS), NAME_BYTES - STAGE_BYTES
+    while len((name := f"{_stem(template, fields)}{suffix}").encode()) > most:
         if (room := next(rooms, None)) is None:
-            raise UsageError(f"--name {template!r} makes names of more than {NAME_BYTES} bytes: shorten it")
+            raise UsageError(f"--name {template!r} makes names of more than {most} bytes: shorten it")
         fields = {**fields, "slug": words[:room].decode("utf-8", "ignore").rstrip("-")}
     return name
 

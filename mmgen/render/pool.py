@@ -6,7 +6,6 @@ they write nothing that lasts. What a lost worker had not sent is drawn by anoth
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from math import ceil
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -31,12 +31,11 @@ from mmgen.images import Format, encode
 from mmgen.memory import choose_device, choose_dtype, room
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.text_to_image import TextToImage
-from mmgen.render.engine import Batch, Budget, Done, Event, Window, budget_of, draw, windows
-from mmgen.render.jobs import Job
+from mmgen.render.engine import Done, Event, budget_of, draw
+from mmgen.render.windows import Batch, Budget, Window
 from mmgen.temporary import remove_stale
 
 ASK_SECONDS = 0.2  # between two times that the run is asked whether to stop, when no worker says anything
-SHARES = 2  # of what is left, for each worker: the last windows are small, and nobody waits long for them
 MOST_LOSSES = 3  # workers that may be lost over the same pictures
 MOST_STARTS = 3  # workers that may be lost one after the other before they have opened the model
 
@@ -293,7 +292,7 @@ class Pool:
                     f"workers end before they have read the model ({how}): ask for fewer --workers"
                 )
         watch(Event("lost", note=f"a worker was lost ({how}), another one goes on"))
-        if task is not None:
+        if task is not None and task.missing:
             self._put_back(replace(task, batches=task.rest(), losses=task.losses + 1), how, commit)
         self._start(worker)
 
@@ -318,24 +317,6 @@ def _keys(batch: Batch) -> set[str]:
     return {job.key for job in batch}
 
 
-def shared(
-    cut: Iterable[Batch], done: Callable[[Job], bool], opened: Opened, *, total: int, workers: int
-) -> Iterator[Window]:
-    """Windows for so many workers: the nearer the end, the smaller, if there are several. total: pictures of `cut`."""
-    seen = 0
-
-    def counted() -> Iterator[Batch]:
-        nonlocal seen
-        for batch in cut:
-            seen += len(batch)
-            yield batch
-
-    def share() -> float:
-        return (total - seen) / (SHARES * workers) if workers > 1 else math.inf
-
-    return windows(counted(), done, opened.sizes, Budget(), share)
-
-
 # ---- processes -----------------------------------------------------------------------------------
 
 
@@ -349,7 +330,7 @@ class Processes:
     def __init__(self, setup: Setup, count: int, folder: Path) -> None:
         gpus = torch.cuda.device_count() if setup.device in (None, "cuda") else 0
         devices = [f"cuda:{worker % gpus}" if gpus else setup.device for worker in range(count)]
-        alike = replace(setup, threads=torch.get_num_threads(), beside=math.ceil(count / (gpus or 1)))
+        alike = replace(setup, threads=torch.get_num_threads(), beside=ceil(count / (gpus or 1)))
         self.setups = [replace(alike, device=device) for device in devices]
         self.count, self._folder = count, folder
         self._running: dict[int, tuple[BaseProcess, Connection[Any, Any]]] = {}

@@ -20,8 +20,8 @@ import torch
 
 from mmgen.errors import MachineError
 from mmgen.pipelines.catalogue import available, find
-from mmgen.render.engine import Window
 from mmgen.render.pool import Lost, Message, Setup, work
+from mmgen.render.windows import Window
 
 STORE_BYTES = 2**28  # for what workers send and this process has not taken
 MAX_ERROR_CHARS = 300

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -135,7 +136,8 @@ def _chunk(path: Path) -> bytes | None:
             begin = file.read(_BEGIN + 8)
             if not begin.startswith(_SIGNATURE) or begin[_BEGIN + 4 :] != CHUNK:
                 return None
-            draft = file.read(int.from_bytes(begin[_BEGIN : _BEGIN + 4], "big"))
+            length = int.from_bytes(begin[_BEGIN : _BEGIN + 4], "big")
+            draft = file.read(min(length, os.fstat(file.fileno()).st_size))
             checksum = int.from_bytes(file.read(4), "big")
     except OSError:  # who reads the picture says why
         return None

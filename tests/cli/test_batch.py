@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 
 from mmgen.cli.main import main
-from mmgen.cli.plan import MAX_ERRORS
+from mmgen.cli.planned import MAX_ERRORS
 from mmgen.images import read_metadata
 from tests.checkpoints import write_tiny
 from tests.cli.conftest import Command

@@ -16,7 +16,8 @@ from PIL import Image
 from mmgen.cli.main import main
 from mmgen.images import encode, read_metadata
 from mmgen.inputs import open_picture
-from mmgen.render import stopped
+from mmgen.render import engine, stopped
+from mmgen.render.jobs import Job
 from mmgen.render.stopped import Stopped, packed, with_draft
 from tests.checkpoints import write_tiny
 from tests.cli.conftest import Command
@@ -93,6 +94,29 @@ def test_what_was_picked_becomes_what_it_would_have_become(
     rest = mmgen_command(*args_of(tiny))
     assert [Path(line).name for line in rest.out.splitlines()] == [sorted(whole)[1]]
     assert pictures(Path("out")) == drafts | whole
+
+
+def test_a_picked_picture_that_is_gone_meanwhile_fails_alone(
+    mmgen_command: Command,
+    tiny: str,
+    begun: list[str],
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = engine._image
+
+    def gone(job: Job) -> torch.Tensor:
+        if job.start == Path(begun[1]):
+            job.start.unlink(missing_ok=True)
+        return read(job)
+
+    monkeypatch.setattr(engine, "_image", gone)
+    done = mmgen_command("batch", "--from-stage", "super-res", *begun, "--model", tiny, "-o", "finished")
+    assert done.code == 1
+    assert f"{begun[1]} cannot be read here" in done.err
+    kept = {name: data for name, data in whole.items() if not name.startswith(Path(begun[1]).name[:6])}
+    assert pictures(Path("finished")).items() <= kept.items()
+    assert len(pictures(Path("finished"))) == len(begun) - 1
 
 
 def test_pictures_may_be_picked_after_every_stage(

@@ -100,6 +100,7 @@ ARRAY = {
         ({**ARRAY, "SLURM_ARRAY_TASK_ID": "10"}, Shard(1, 3)),
         ({**ARRAY, "SLURM_ARRAY_TASK_ID": "18"}, Shard(3, 3)),
         ({**ARRAY, "SLURM_ARRAY_TASK_ID": "14", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, Shard(4, 6)),
+        ({**ARRAY, "SLURM_ARRAY_TASK_ID": "14", "SLURM_PROCID": "0"}, Shard(2, 3)),
         ({**ARRAY, "SLURM_ARRAY_TASK_ID": "14", "RANK": "0", "WORLD_SIZE": "2"}, Shard(3, 6)),
     ],
 )

@@ -1,8 +1,12 @@
 """The number format where nobody asks for one, and what memory a run took."""
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
+from mmgen import memory
 from mmgen.memory import choose_dtype, peak_bytes, reset_peak, wait_for
 
 
@@ -28,3 +32,16 @@ def test_the_peak_of_a_run_is_its_own() -> None:
     reset_peak(device)
     wait_for(device)
     assert peak_bytes(device) < 64_000_000
+
+
+def test_a_container_leaves_what_it_was_given(tmp_path: Path) -> None:
+    def group(limit: str, current: int, unneeded: int) -> float:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{current}\n")
+        (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {unneeded}\nfile 9\n")
+        return memory.granted(tmp_path)
+
+    assert memory.granted(tmp_path / "none") == math.inf
+    assert group("max", 100, 50) == math.inf
+    assert group("1000", 400, 150) == 750
+    assert group("1000", 1200, 100) == 0

@@ -26,13 +26,15 @@ from mmgen.pipelines.checkpoint import write_manifest
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.text_to_image import TextToImage
-from mmgen.render import engine
+from mmgen.render import windows as cutting
 from mmgen.render.drafts import Drafts, map_tensors, rows_of, size_of
-from mmgen.render.engine import Budget, Done, Event, batches, budget_of, render, windows
+from mmgen.render.engine import Done, Event, budget_of
 from mmgen.render.estimate import WORKING_SHARE, picture_bytes, stage_weights
 from mmgen.render.jobs import Job
+from mmgen.render.windows import Budget, batches, windows
 from mmgen.types import StageSettings
 from tests.checkpoints import write_tiny
+from tests.render.whole import render
 
 FAST = {"prior": StageSettings(steps=2), "decoder": StageSettings(steps=2)}
 SLOWER = {"prior": StageSettings(steps=3), "decoder": StageSettings(steps=2, guidance_scale=4.0)}
@@ -251,7 +253,7 @@ def test_batches_are_cut_by_place_alone(pipe: TextToImage, monkeypatch: pytest.M
     jobs = [*small[:2], other[0], *small[2:6], other[1], small[6]]
     cut = [[job.index for job in batch] for batch in batches(jobs, 3)]
     assert cut == [[1, 2, 3], [8, 9], [4, 5, 6], [7]]
-    monkeypatch.setattr(engine, "BLOCK", 4)
+    monkeypatch.setattr(cutting, "BLOCK", 4)
     assert [[job.index for job in batch] for batch in batches(iter(jobs), 3)] == [
         [1, 2, 3], [8], [4, 5, 6], [9], [7]
     ]  # fmt: skip
@@ -276,7 +278,7 @@ def test_a_window_is_what_the_budget_holds_and_at_least_one_batch(pipe: TextToIm
 
     assert sizes(Budget()) == [7]
     assert sizes(Budget(batches=2)) == [4, 3]
-    assert sizes(Budget(drafts=4 * engine.TEXT_BYTES)) == [4, 3]
+    assert sizes(Budget(drafts=4 * cutting.TEXT_BYTES)) == [4, 3]
     assert sizes(Budget(drafts=0)) == [2, 2, 2, 1]
     assert sizes(Budget(batches=2), lambda job: job.index in (1, 2, 3)) == [4, 1]
 

@@ -21,11 +21,13 @@ from mmgen.errors import MachineError, ModelError
 from mmgen.images import encode
 from mmgen.pipelines import loading
 from mmgen.pipelines.loading import open_model
-from mmgen.render.engine import Batch, Budget, Done, Event, Window, render, windows
+from mmgen.render.engine import Done, Event
 from mmgen.render.jobs import Job
-from mmgen.render.pool import Finished, Lost, Message, Opened, Pool, Processes, Setup, shared, work
+from mmgen.render.pool import Finished, Lost, Message, Opened, Pool, Processes, Setup, work
+from mmgen.render.windows import Batch, Budget, Window, shared, windows
 from mmgen.types import Request, StageSettings
 from tests.checkpoints import write_tiny
+from tests.render.whole import render
 
 FAST = {"prior": StageSettings(steps=2), "decoder": StageSettings(steps=2)}
 MODEL = Opened("none", None, 1, (16,))
@@ -48,7 +50,7 @@ def in_batches(jobs: list[Job], size: int) -> list[Batch]:
 
 
 def sharing(cut: Iterable[Batch], total: int, workers: int) -> list[Window]:
-    return list(shared(cut, lambda _job: False, MODEL, total=total, workers=workers))
+    return list(shared(cut, lambda _job: False, MODEL.sizes, total=total, workers=workers))
 
 
 class Chance:
@@ -75,6 +77,7 @@ class Chance:
             self._to_say[worker].append(Finished())
             return
         assert not self._to_say[worker], "it is drawing"
+        assert window[1], "there is nothing to draw"
         for batch in window[0]:
             if self._deadly & {job.index for job in batch}:
                 self._to_say[worker].append(Lost("a bad picture"))
@@ -340,7 +343,7 @@ def test_processes_draw_the_files_of_one_although_one_of_them_is_killed(folder: 
         pool = Pool(workers)
         opened = pool.open()
         pool.draw(
-            shared(in_batches(jobs, 1), lambda _job: False, opened, total=10, workers=2),
+            shared(in_batches(jobs, 1), lambda _job: False, opened.sizes, total=10, workers=2),
             commit,
             watch=tray.events.append,
         )

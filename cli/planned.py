@@ -17,7 +17,7 @@ from click.core import ParameterSource
 
 from mmgen.cli.options import parse_settings, parse_threshold
 from mmgen.cli.terminal import note
-from mmgen.errors import UsageError
+from mmgen.errors import MachineError, UsageError
 from mmgen.render.promptfile import Item, Options, PromptFileError, parse
 from mmgen.types import Size, check_prompt
 
@@ -121,8 +121,13 @@ class Source:
 
 
 def _copied(stream: BinaryIO, open_files: ExitStack) -> BinaryIO:
-    copy = open_files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed with the others
-    shutil.copyfileobj(stream, copy)
+    try:
+        copy = open_files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed with the others
+        shutil.copyfileobj(stream, copy)
+    except OSError as error:
+        raise MachineError(
+            f"what came through the pipe cannot be kept in {tempfile.gettempdir()}: {error.strerror}"
+        ) from error
     return copy
 
 
