@@ -50,7 +50,7 @@ class SuperResStage:
     def smaller(self) -> SuperResStage | None:
         """The same stage in less memory: in squares of half the side; None: they would be too small."""
         assert self.size is not None
-        square = min(self._side, self.size) // 2
+        square = min(self.square, self.size) // 2
         if square < MIN_SQUARE:
             return None
         return SuperResStage(self.network, self.defaults, size=self.size, square=square)
@@ -86,7 +86,7 @@ class SuperResStage:
         return replace(draft, image=(low_res + scale * step.x)[shown].clamp(-1, 1))
 
     @property
-    def _side(self) -> int:
+    def square(self) -> int:
         """Of the squares in which it draws, in pixels."""
         return SQUARE if self._square is None else self._square
 
@@ -99,7 +99,7 @@ class SuperResStage:
     def _residual(self, low_res: Tensor, level: float, source_size: int) -> Callable[..., Tensor]:
         """(r_t, t, s) -> what the network says the picture lacks, [B, 3, H, W], square by square where it is large."""
         height, width = low_res.shape[-2:]
-        boxes = squares(height, width, self._side, OVERLAP)
+        boxes = squares(height, width, self.square, OVERLAP)
         parts = [
             make_denoiser(
                 self.network, self._conditioning(low_res[(..., *box)], level, source_size), None, StageSettings(),

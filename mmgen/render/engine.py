@@ -27,7 +27,7 @@ from mmgen.pipelines.super_res_stage import SuperResStage
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.render import stopped
 from mmgen.render.drafts import Drafts, Kept, map_tensors, rows_of
-from mmgen.render.estimate import MAX_TOKENS, WORKING_SHARE, picture_bytes, square_of, stage_weights
+from mmgen.render.estimate import MAX_TOKENS, WORKING_SHARE, picture_bytes, stage_weights
 from mmgen.render.jobs import Job
 from mmgen.render.windows import BUDGET, Batch, Budget, Window
 from mmgen.types import StageRecord, StageSettings
@@ -146,7 +146,6 @@ class _Run:
         self._commit, self._stop, self._watch = commit, stop, watch
         self._most: dict[str, int] = {}  # by stage: pictures at once
         self._smaller: dict[str, SuperResStage] = {}  # by stage: what stands in for it
-        self._squares: dict[str, int] = {}  # by stage: the side of its squares, where they are smaller
         self._tight: set[str] = set()  # stages of which it was said
         self._begins_at: int | None = None  # side of the pictures that are gone on with
         self._missing: frozenset[str] = frozenset()
@@ -293,7 +292,6 @@ class _Run:
         if smaller is None:
             return False
         self._smaller[stage.name] = smaller
-        self._squares[stage.name] = square_of(stage, self._squares.get(stage.name)) // 2
         return True
 
     def _fitting(self, stage: Stage, jobs: Batch, draft: Draft) -> int:
@@ -310,7 +308,7 @@ class _Run:
             # pictures in squares are others, and must not become so by what happens to be free
             while room.asked and each > free and self._in_smaller_squares(stage):
                 each = self._estimate(stage, jobs, draft)
-                note += f"; in squares of {self._squares[stage.name]} px at {_megabytes(each)}"
+                note += f"; in squares of {self._smaller[stage.name].square} px at {_megabytes(each)}"
             note += "; it is tried all the same" if each > free else ""
             self._watch(Event("tight", stage.name, note=note))
         return max(1, free // each)
@@ -324,7 +322,7 @@ class _Run:
             tokens = min(MAX_TOKENS, 2 + max(map(len, texts)))
         else:
             tokens = draft.text.text.shape[1]
-        return picture_bytes(stage, settings, tokens, self._squares.get(stage.name))
+        return picture_bytes(self._smaller.get(stage.name, stage), settings, tokens)
 
     def _behind(self, piece: _Piece, drawn: _Drawn) -> list[_Piece]:
         """Commit the pictures of a stage that was their last, else keep the draft for the next one."""

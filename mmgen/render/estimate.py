@@ -14,7 +14,6 @@ from torch import nn
 from mmgen.memory import weight_bytes
 from mmgen.models.conditioned_unet import IMAGE_TOKENS, ConditionedUNet
 from mmgen.models.unet import UNet
-from mmgen.pipelines import super_res_stage
 from mmgen.pipelines.stage import Stage
 from mmgen.pipelines.super_res_stage import SuperResStage
 from mmgen.types import StageSettings
@@ -40,22 +39,14 @@ def stage_weights(stage: Stage) -> int:
     return sum(map(weight_bytes, stage.networks))
 
 
-def picture_bytes(stage: Stage, settings: StageSettings, tokens: int, square: int | None = None) -> int:
-    """What one picture takes of memory in a stage, in bytes.
-
-    tokens: of its text. square: side of the squares in which the stage draws, in pixels; None: its own.
-    """
+def picture_bytes(stage: Stage, settings: StageSettings, tokens: int) -> int:
+    """What one picture takes of memory in a stage, in bytes. tokens: of its text."""
     scale, side = settings.guidance_scale, stage.size or 0
     sides = 1 if side and scale in (None, 1.0) else SIDES
-    seen = square_of(stage, square)
+    # side of what the network sees at once, in pixels; 0 where it sees no picture
+    seen = min(stage.square, side) if isinstance(stage, SuperResStage) else side
     features = max((_features(network, seen, tokens) for network in stage.networks), default=0)
     return max(1, sides * features + PICTURES * 3 * side**2 * 4)
-
-
-def square_of(stage: Stage, square: int | None = None) -> int:
-    """Side of what the network of a stage sees at once, in pixels; 0 where it sees no picture."""
-    side = stage.size or 0
-    return min(square or super_res_stage.SQUARE, side) if isinstance(stage, SuperResStage) else side
 
 
 def _features(network: nn.Module, side: int, tokens: int) -> int:

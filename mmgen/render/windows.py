@@ -98,7 +98,6 @@ def shared(
     *,
     total: int,
     workers: int,
-    budget: Budget = BUDGET,
 ) -> Iterator[Window]:
     """Windows for so many workers: the nearer the end, the smaller, if there are several. total: pictures of `cut`."""
     seen = 0
@@ -112,4 +111,4 @@ def shared(
     def share() -> float:
         return (total - seen) / (SHARES * workers) if workers > 1 else math.inf
 
-    return windows(counted(), done, sizes, budget, share)
+    return windows(counted(), done, sizes, BUDGET, share)

@@ -43,9 +43,8 @@ DROP_BOTH, DROP_IMAGE, DROP_TEXT = 0.1, 0.05, 0.1
 EMBED_NOISE = 0.3
 LEVELS = 4  # of noise for each text that the prior reads
 MAX_NOISE_LEVEL = 0.4
-MAX_BLUR = (
-    1.0  # pixels of the small picture; Gaussian, as unCLIP's first upsampler learns it, arXiv:2204.06125, 2.2
-)
+# Pixels of the small picture; Gaussian, as unCLIP's first upsampler learns it, arXiv:2204.06125, 2.2.
+MAX_BLUR = 1.0
 REDRAWN = 0.75  # of the whole pictures that super-resolution learns from
 MAX_LOG_SCALE = 4.6  # a factor of 100, as in CLIP
 

@@ -526,10 +526,11 @@ def test_weights_of_nan_are_refused_when_their_stage_begins(changeable: Path) ->
 # ---- memory that is known beforehand -------------------------------------------------------------
 
 
-def room_for(model: TextToImage, name: str, pictures: float, tokens: int, square: int | None = None) -> int:
+def room_for(model: TextToImage, name: str, pictures: float, tokens: int, *, smaller: bool = False) -> int:
     """Bytes that a stage needs for so many pictures at once, by its estimate."""
     stage: Any = next(stage for stage in model.cascade.stages if stage.name == name)
-    each = picture_bytes(stage, FAST.get(name, stage.defaults).with_defaults(stage.defaults), tokens, square)
+    settings = FAST.get(name, stage.defaults).with_defaults(stage.defaults)
+    each = picture_bytes(stage.smaller() if smaller else stage, settings, tokens)
     return round(pictures * each / WORKING_SHARE) + stage_weights(stage)
 
 
@@ -554,7 +555,7 @@ def test_who_asks_for_less_memory_gets_squares_and_is_told(
     pipe: TextToImage, model: TextToImage, tray: Tray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [job(pipe, seed, size=256) for seed in (1, 2)]
-    room = Room(room_for(model, "super-res-256", 1.1, 0, square=128), asked=True)
+    room = Room(room_for(model, "super-res-256", 1.1, 0, smaller=True), asked=True)
     tray.draw(jobs, model, budget=Budget(memory=0, room=room))
     assert list(tight(tray)) == ["super-res-256"]
     assert "in squares of 128 px" in tight(tray)["super-res-256"]

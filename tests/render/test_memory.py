@@ -77,8 +77,7 @@ def measured(stage: Stage, draft: Draft, **settings: Any) -> tuple[int, int]:
         finish(stage.run(draft, given, Noise(range(len(draft.prompts)), stage.name)))
     told = draft.text
     tokens = 64 if told is None or told.text is None else told.text.shape[1]
-    square = getattr(stage, "square", None)
-    return live.most, len(draft.prompts) * picture_bytes(stage, given, tokens, square)
+    return live.most, len(draft.prompts) * picture_bytes(stage, given, tokens)
 
 
 def assert_near(taken: tuple[int, int]) -> None:
@@ -149,7 +148,6 @@ def test_super_resolution_takes_what_is_estimated(
     build: Callable[[], Any], size: int, square: int | None
 ) -> None:
     stage = SuperResStage(built(build, torch.bfloat16), SUPER_RES, size=size, square=square)
-    stage.square = square  # type: ignore[attr-defined]  # for `measured`
     image = torch.rand(1, 3, size // 4, size // 4)
     assert_near(measured(stage, Draft(("a cat",), image=image)))
 
