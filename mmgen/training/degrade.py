@@ -19,7 +19,8 @@ from mmgen.pipelines.stage import Draft, finish
 from mmgen.types import StageSettings
 
 STEPS = 8  # of which a redrawing takes the last ones, from its strength on
-LEAST, MOST = 0.2, 0.8  # flow times from which pictures are drawn again: above, things begin to move
+# Flow times from which pictures are drawn again: above, things change that nobody can tell back, and all gets smooth.
+LEAST, MOST = 0.1, 0.5
 
 
 class Redraw:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmgen.training.losses import CONTRAST, CONTRAST_FLOOR, MOST, contrast_weight, velocity_loss
+from mmgen.training.losses import (
+    CONTRAST,
+    CONTRAST_FLOOR,
+    MOST,
+    ROUND,
+    charbonnier,
+    contrast_weight,
+    velocity_loss,
+)
 
 
 def scene(contrast: float) -> tuple[Tensor, Tensor]:
@@ -51,3 +59,10 @@ def test_the_loss_is_the_weighted_error_of_v() -> None:
     torch.testing.assert_close(
         velocity_loss(predicted, x0, t, torch.ones_like(weight)), velocity_loss(predicted, x0, t)
     )
+
+
+def test_an_error_counts_by_its_size_and_a_tiny_one_by_its_square() -> None:
+    large = torch.tensor([-2.0, 0.5])
+    torch.testing.assert_close(charbonnier(large), large.abs(), rtol=1e-3, atol=0)
+    tiny = torch.tensor([1e-3, -2e-3])
+    torch.testing.assert_close(charbonnier(tiny) - ROUND, tiny.square() / (2 * ROUND), rtol=2e-2, atol=1e-8)

@@ -15,15 +15,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from mmgen.errors import ModelError, UsageError
 from mmgen.models import presets
 from mmgen.models.efficient_unet import EfficientUNet
 from mmgen.models.text import TextEncoder
+from mmgen.pipelines.super_res_stage import enlarge
 from mmgen.training import muon, recipes, start, trainer
 from mmgen.training.data import Batch, FolderSource, Order
 from mmgen.training.degrade import Redraw
-from mmgen.training.losses import contrastive_loss
+from mmgen.training.losses import ROUND, contrastive_loss
 from mmgen.training.recipes import DecoderRecipe, DualEncoderRecipe, PriorRecipe, SuperResRecipe
 from mmgen.training.trainer import Budget, State, train
 from tests.checkpoints import write_bert
@@ -417,6 +419,34 @@ def test_every_recipe_gives_a_loss_that_teaches(pictures: Path, encoder: TextEnc
         assert all(math.isfinite(value) for value in figures.values())
         assert any(p.grad is not None and p.grad.any() for p in made.network.parameters()), made.part
     assert not any(p.grad is not None for p in dual.parameters())
+
+
+def test_super_resolution_pays_for_edges_and_more_for_what_is_wrong_in_the_small_picture(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "MAX_BLUR", 0.0)
+    monkeypatch.setattr(recipes, "MAX_NOISE_LEVEL", 0.0)
+    recipe = SuperResRecipe(presets.super_res_tiny(), FolderSource(pictures, 0), batch=3, crop=32)
+    order = recipe.order(0, 0.0)
+    drawn = recipe.source.draw(order)
+    # untrained it says that nothing lacks
+    x0 = drawn.tensor(torch.device("cpu"))
+    lacks = (x0 - enlarge(avg_pool2d(x0, 4))) / 0.25
+    expected = (lacks.square() + ROUND**2).sqrt().mean()
+    expected = expected + 2 * (avg_pool2d(lacks, 4).square() + ROUND**2).sqrt().mean()
+    loss, _ = recipe.loss(order, drawn, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_two_batches_of_three_go_from_the_decoder_up(pictures: Path, encoder: TextEncoder) -> None:
+    redraw = Redraw(presets.decoder_tiny().eval(), encoder, None)
+    recipe = SuperResRecipe(presets.super_res_tiny(), FolderSource(pictures, 0), redraw, crop=32)
+    orders = [recipe.order(index, 0.5) for index in range(6)]
+    assert [(o.count, o.px, o.source_size) for o in orders] == 2 * [
+        (6, 64, None),
+        (6, 64, None),
+        (24, 32, 256),
+    ]
 
 
 def test_autocast_does_not_blur_the_contrastive_loss() -> None:
