@@ -4,7 +4,7 @@
 
 The floor is what no checker can leave out: the file is read twice, to check it and to list it, and each line's record
 is hashed with SHA-256 both times, measured in the same run. Growth of memory is what the process takes beyond its most
-after a file of one line; of it, the keys by which repeated lines are known take about 20 bytes each.
+after a file of one line; of it, the keys by which repeated lines are known take about 32 bytes each.
 """
 
 from __future__ import annotations

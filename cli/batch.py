@@ -17,7 +17,7 @@ import click
 
 from mmgen.cli.generate import COUNT, DECODER, SIZE, say_unknown
 from mmgen.cli.options import MACHINE, parse_memory, with_options
-from mmgen.cli.planned import Checked, Given, Picked, Plan, Source, plan_of_file, plan_of_pictures
+from mmgen.cli.planned import Checked, Given, Source, pictures_checked, plan_of_file
 from mmgen.cli.progress import Progress, of_job, pictures
 from mmgen.cli.terminal import Terminated, note, one_line
 from mmgen.cli.workers import WORKERS, Drawing, check_workers, drawing
@@ -100,7 +100,7 @@ def _run(given: Given) -> None:
         return
     check_workers(given)
     if given.from_stage is not None:
-        run_plan(given, plan_of_pictures(given, given.from_stage))
+        run_checked(given, pictures_checked(given, given.from_stage))
         return
     if not given.files:
         raise UsageError("no prompt file was given: name one, or - for standard input")
@@ -109,18 +109,17 @@ def _run(given: Given) -> None:
             f"{len(given.files)} files are given: draw one prompt file at a time; pictures go on with --from-stage"
         )
     with ExitStack() as open_files:
-        run_plan(given, plan_of_file(given, Source(given.files[0], given.kind, open_files)))
+        run_checked(given, plan_of_file(given, Source(given.files[0], given.kind, open_files)).checked())
 
 
-def run_plan(given: Given, plan: Plan | Picked) -> None:
-    """Check what is planned, all of it, then draw or list it. Raises click's Exit(1) if a picture failed."""
-    checked = plan.checked()
+def run_checked(given: Given, checked: Checked) -> None:
+    """Draw or list what has been checked. Raises click's Exit(1) if a picture failed."""
     if checked.repeated:
         note(f"asked for more than once, and drawn once: {pictures(checked.repeated)}")
     if given.dry_run:
-        _list(plan, checked, given.as_json)
+        _list(checked, given.as_json)
         return
-    _draw(given, plan, checked)
+    _draw(given, checked)
 
 
 def _rebuild(given: Given) -> None:
@@ -135,25 +134,25 @@ def _rebuild(given: Given) -> None:
     note(f"{given.out}/{manifest.NAME}: {pictures(manifest.rebuild(Path(given.out)))}")
 
 
-def _list(plan: Plan | Picked, checked: Checked, as_json: bool) -> None:
+def _list(checked: Checked, as_json: bool) -> None:
     """Every picture that would be drawn."""
-    jobs = plan.jobs(unique=not checked.repeated)
+    jobs = checked.jobs()
     while some := list(islice(jobs, LISTED)):
         click.echo("\n".join(_listed(job, as_json) for job in some))
-    note(f"{pictures(checked.total)} of {plan.facts.name}; nothing was drawn")
+    note(f"{pictures(checked.total)} of {checked.facts.name}; nothing was drawn")
 
 
 def _listed(job: Job, as_json: bool) -> str:
     request = job.request
     if as_json:
-        return json.dumps({"event": "job", **of_job(job), "request": json.loads(request.to_json())})
+        return json.dumps({"event": "job", **of_job(job), "request": request.to_dict()})
     return f"{job.name}\tline {job.line}\tseed {request.seeds[0]}\t{one_line(request.prompts[0])}"
 
 
-def _draw(given: Given, plan: Plan | Picked, checked: Checked) -> None:
+def _draw(given: Given, checked: Checked) -> None:
     from mmgen.render.folder import Folder
 
-    folder = Folder(Path(given.out), plan.format, overwrite=given.overwrite)
+    folder = Folder(Path(given.out), checked.format, overwrite=given.overwrite)
     note(f"loading {given.model}")
     from mmgen.schedulers import sampler
 
@@ -161,7 +160,7 @@ def _draw(given: Given, plan: Plan | Picked, checked: Checked) -> None:
         sampler(name)  # whether diffusers has a scheduler of that name, only diffusers can say
 
     with drawing(given, folder) as opened:
-        run, asked = _drawn(given, plan, checked, folder, opened)
+        run, asked = _drawn(given, checked, folder, opened)
     run.say_end()
     if asked:
         raise asked[0]
@@ -170,14 +169,13 @@ def _draw(given: Given, plan: Plan | Picked, checked: Checked) -> None:
 
 
 def _drawn(
-    given: Given, plan: Plan | Picked, checked: Checked, folder: Folder, opened: Drawing
+    given: Given, checked: Checked, folder: Folder, opened: Drawing
 ) -> tuple[_Run, list[BaseException]]:
     """What became of the run, and what it was asked to end with."""
     from mmgen.render.windows import batches, shared
 
     def jobs() -> Iterator[Job]:
-        every = plan.jobs(unique=not checked.repeated)
-        return every if given.shard is None else given.shard.of(every)
+        return checked.jobs() if given.shard is None else given.shard.of(checked.jobs())
 
     total = checked.total
     if given.shard is not None:

@@ -10,10 +10,10 @@ import click
 
 from mmgen.cli.terminal import one_line
 from mmgen.errors import UsageError
+from mmgen.values import written
 
 if TYPE_CHECKING:
     from mmgen.images import Foreign
-    from mmgen.types import Request
 
 
 @click.command()
@@ -47,7 +47,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
     metadata = read_metadata(path)
     if metadata["request"] is not None:
-        return _of_request(metadata["request"])
+        return metadata["request"].said()
     if metadata["parameters"] is None:
         raise UsageError(f"{path} carries no settings")
     try:
@@ -56,29 +56,9 @@ def _settings(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {error}") from None
 
 
-def _of_request(request: Request) -> dict[str, Any]:
-    values = json.loads(request.to_json())
-    prompts, seeds = values["prompts"], values["seeds"]
-    settings = {
-        "prompt": prompts[0] if len(prompts) == 1 else prompts,
-        "negative prompt": values["negative_prompt"] or None,
-        "seed": seeds[0] if len(seeds) == 1 else seeds,
-        "size": "x".join(map(str, values["size"])),
-        "verb": values["verb"],
-        "strength": values["strength"],
-        "weights": values["weights"] or None,
-        **values["inputs"],
-        "model": values["model"] or None,
-        "model digest": values["model_digest"] or None,
-    }
-    for stage, given in values["stages"].items():
-        settings |= {f"{stage}.{name}": value for name, value in given.items()}
-    return settings
-
-
 def _of_foreign(foreign: Foreign) -> dict[str, Any]:
     return {
-        "prompt": foreign.prompt,
+        "prompt": foreign.prompt or None,
         "negative prompt": foreign.negative_prompt or None,
         "seed": foreign.seed,
         "size": None if foreign.size is None else "x".join(map(str, foreign.size)),
@@ -118,4 +98,4 @@ def _said(pixels: dict[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    return "(none)" if value is None else str(value)
+    return "(none)" if value is None else written(value)

@@ -67,7 +67,7 @@ def storybook(
     mmgen eval storybook --quick
     mmgen eval storybook --quick --set decoder.guidance_scale=3 --out guidance-3
     """  # fmt: skip
-    stages = stage_settings(settings, {})
+    stages = stage_settings(settings)
     from mmgen.images import check_folder
     from mmgen.pipelines.catalogue import sizes
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from mmgen.cli.options import MACHINE, parse_size, parse_threshold, read_prompts, stage_settings, with_options
+from mmgen.cli.options import MACHINE, WithPrompts, parse_size, read_prompts, stage_settings, with_options
 from mmgen.cli.terminal import StageBars, note
 from mmgen.errors import NonFiniteError, UsageError
-from mmgen.types import DRAWN_SEEDS, MAX_SEED, MAX_STEPS, SAMPLERS, Request, Size, StageSettings, check_prompt
+from mmgen.types import DRAWN_SEEDS, MAX_SEED, MAX_STEPS, SAMPLERS, Request, check_prompt
 from mmgen.values import MAX_COUNT
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from mmgen.cli.output import Output
     from mmgen.cli.preview import Views
-    from mmgen.images import Format
     from mmgen.pipelines.text_to_image import TextToImage
     from mmgen.result import Result
     from mmgen.schedulers.samplers import Step
@@ -42,41 +41,14 @@ class Over(NamedTuple):
     strength: float | None
 
 
-@dataclass(frozen=True)
-class Options:
-    """The command line as it was given; None where the model decides."""
+@dataclass(frozen=True, kw_only=True)
+class Options(WithPrompts):
+    """The command line as it was given."""
 
     prompts: tuple[str, ...]
-    out: str
-    count: int
-    seed: int | None
-    size: Size | None
-    steps: int | None
-    guidance: float | None
-    sampler: str | None
-    threshold: str | None
-    negative: str
-    model: str
-    device: str | None
-    dtype: str | None
-    attention: str | None
-    format: Format | None
-    settings: tuple[str, ...]
-    as_json: bool
-    overwrite: bool
     preview: str | None
     grid: bool
     no_show: bool
-
-    def stages(self) -> dict[str, StageSettings]:
-        """Settings by stage; the short options mean the stage 'decoder'."""
-        decoder = {
-            "steps": self.steps,
-            "guidance_scale": self.guidance,
-            "sampler": self.sampler,
-            "threshold": None if self.threshold is None else parse_threshold(self.threshold),
-        }
-        return stage_settings(self.settings, decoder)
 
 
 # what every command that draws from pictures or prompts takes
@@ -201,7 +173,13 @@ def _check(options: Options) -> tuple[Request, Output, Views]:
     """All that can be wrong before a model is loaded: values, names, and whether pictures can be written."""
     prompts = read_prompts(options.prompts)
     check_prompt(options.negative, what="negative prompt", may_be_empty=True)
-    stages = options.stages()
+    stages = stage_settings(
+        options.settings,
+        steps=options.steps,
+        guidance=options.guidance,
+        sampler=options.sampler,
+        threshold=options.threshold,
+    )
     if options.sampler is not None:
         from mmgen.schedulers import sampler
 
@@ -288,6 +266,6 @@ def print_picture(request: Request, path: Path | None, as_json: bool, more: Mapp
     """A line on standard output: the file's name, or as JSON everything about the picture."""
     if as_json:
         file = None if path is None else str(path)
-        click.echo(json.dumps({"file": file, "request": json.loads(request.to_json()), **more}))
+        click.echo(json.dumps({"file": file, "request": request.to_dict(), **more}))
     elif path is not None:
         click.echo(str(path))

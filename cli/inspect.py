@@ -9,10 +9,10 @@ import click
 
 from mmgen.cli.terminal import note, one_line
 from mmgen.errors import UsageError
+from mmgen.values import written
 
 if TYPE_CHECKING:
     from mmgen.images import Metadata
-    from mmgen.types import Request
 
 
 @click.command()
@@ -47,32 +47,13 @@ def inspect(files: tuple[str, ...], as_json: bool) -> None:
 
 def _as_json(file: str, metadata: Metadata) -> str:
     request = metadata["request"]
-    values = None if request is None else json.loads(request.to_json())
-    return json.dumps({"file": file, **metadata, "request": values})
+    return json.dumps({"file": file, **metadata, "request": None if request is None else request.to_dict()})
 
 
 def _as_text(file: str, metadata: Metadata) -> str:
     request = metadata["request"]
-    lines = _request_lines(request) if request else (metadata["parameters"] or "").splitlines()
+    lines = (metadata["parameters"] or "").splitlines()
+    if request is not None:
+        lines = [f"{name}: {written(value)}" for name, value in request.said().items()]
     label = [f"label: {metadata['label'].rpartition('/')[2]}"] if metadata["label"] else []
     return "\n".join([file, *(f"  {one_line(line)}" for line in [*lines, *label])])
-
-
-def _request_lines(request: Request) -> list[str]:
-    lines = [f"prompt: {prompt}" for prompt in request.prompts if prompt]
-    if request.negative_prompt:
-        lines.append(f"negative prompt: {request.negative_prompt}")
-    lines.append(f"seed: {', '.join(map(str, request.seeds))}")
-    lines.append(f"size: {request.size[0]}x{request.size[1]}")
-    if request.verb != "generate":
-        lines.append(f"verb: {request.verb}")
-    if request.strength is not None:
-        lines.append(f"strength: {request.strength:g}")
-    if request.weights:
-        lines.append(f"weights: {', '.join(f'{weight:g}' for weight in request.weights)}")
-    lines += [f"{name}: sha256 {digest[:10]}" for name, digest in request.inputs.items()]
-    if request.model:
-        lines.append(f"model: {request.model} {request.model_digest[:10]}".rstrip())
-    for stage, settings in request.stages.items():
-        lines += [f"{stage}.{name}: {value}" for name, value in settings.to_dict().items()]
-    return lines

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,7 +16,39 @@ from mmgen.types import Size, StageSettings, check_prompt
 from mmgen.values import SETTING_NAMES as STAGE_NAMES
 from mmgen.values import parse_threshold as parse_threshold
 
+if TYPE_CHECKING:
+    from mmgen.images import Format
+
 Option = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What commands that draw new pictures share, as it was given; None where the model decides."""
+
+    out: str
+    count: int = 1
+    seed: int | None
+    size: Size | None
+    model: str
+    device: str | None
+    dtype: str | None
+    attention: str | None
+    format: Format | None
+    settings: tuple[str, ...]
+    as_json: bool
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithPrompts(Shared):
+    """What those share besides that draw prompts: the short options of the stage 'decoder', and what is unwanted."""
+
+    steps: int | None
+    guidance: float | None
+    sampler: str | None
+    threshold: str | None
+    negative: str
 
 
 def parse_size(text: str) -> Size:
@@ -83,9 +116,22 @@ def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
     return stages
 
 
-def stage_settings(settings: Sequence[str], decoder: Mapping[str, Any]) -> dict[str, StageSettings]:
+def stage_settings(
+    settings: Sequence[str],
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    threshold: str | None = None,
+) -> dict[str, StageSettings]:
     """Settings by stage from --set and from the short options, which mean the stage 'decoder'."""
     stages = parse_settings(settings)
+    decoder = {
+        "steps": steps,
+        "guidance_scale": guidance,
+        "sampler": sampler,
+        "threshold": None if threshold is None else parse_threshold(threshold),
+    }
     for name, value in decoder.items():
         if value is None:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import click
 from click.core import ParameterSource
 
-from mmgen.cli.options import parse_settings, parse_threshold
+from mmgen.cli.options import WithPrompts, parse_settings, parse_threshold
 from mmgen.cli.terminal import note
 from mmgen.errors import MachineError, UsageError
 from mmgen.render.promptfile import Item, Options, PromptFileError, parse
-from mmgen.types import Size, check_prompt
+from mmgen.types import check_prompt
 
 if TYPE_CHECKING:
     from mmgen.cli.workers import Shard
@@ -31,44 +31,27 @@ if TYPE_CHECKING:
 MAX_ERRORS = 20  # of a prompt file, that are said at once
 
 
-@dataclass(frozen=True)
-class Given:
+@dataclass(frozen=True, kw_only=True)
+class Given(WithPrompts):
     """The command line as it was given; None where the file or the model decides."""
 
-    files: tuple[str, ...]
-    out: str
-    count: int
-    seed: int | None
-    size: Size | None
-    steps: int | None
-    guidance: float | None
-    sampler: str | None
-    threshold: str | None
-    negative: str
-    settings: tuple[str, ...]
-    model: str
-    device: str | None
-    dtype: str | None
-    attention: str | None
-    kind: Kind | None
-    wildcards: Path | None
-    combinatorial: bool
-    name: str | None
-    format: Format | None
+    files: tuple[str, ...] = ()
+    kind: Kind | None = None
+    wildcards: Path | None = None
+    combinatorial: bool = False
+    name: str | None = None
     dry_run: bool
-    force: bool
+    force: bool = False
     retry_failed: bool
-    overwrite: bool
-    max_minutes: float | None
-    rebuild_manifest: bool
-    as_json: bool
-    workers: int | None
-    shard: Shard | None
-    engine: Literal["local", "ray"]
-    ray_address: str | None
-    memory: int | None
-    stop_after: str | None
-    from_stage: str | None
+    max_minutes: float | None = None
+    rebuild_manifest: bool = False
+    workers: int | None = None
+    shard: Shard | None = None
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    memory: int | None = None
+    stop_after: str | None = None
+    from_stage: str | None = None
 
     def options(self) -> Options:
         """What holds for every line that does not say otherwise."""
@@ -133,14 +116,18 @@ def _copied(stream: BinaryIO, open_files: ExitStack) -> BinaryIO:
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of a prompt file that has been checked.
+    """What a run is to draw, all of it checked.
 
     total: pictures. repeated: those left out as they are asked for twice. samplers: that any of them are drawn by.
+    jobs: begins to make the jobs, as often as it is called. facts: of the model. format: of the files.
     """
 
     total: int
     repeated: int
     samplers: frozenset[str]
+    jobs: Callable[[], Iterator[Job]]
+    facts: Facts
+    format: Format
 
 
 @dataclass(frozen=True)
@@ -158,19 +145,21 @@ class Plan:
     format: Format
     stop_after: str | None
 
-    def jobs(self, *, unique: bool = False) -> Generator[Job, None, int]:
+    def jobs(self, *, unique: bool = False) -> Iterator[Job]:
         """The first thing that is wrong is raised. unique: `checked` has shown that nothing is asked for twice."""
         from mmgen.render.jobs import jobs
+        from mmgen.render.stopped import stopped
 
-        return jobs(self._planned(unique))
+        whole, stage = jobs(self._planned(unique)), self.stop_after
+        return whole if stage is None else (stopped(job, stage, self.facts.forms) for job in whole)
 
     def checked(self) -> Checked:
         """Read everything to its end. Raises UsageError if anything is wrong, after it has said what else is."""
         total, samplers, errors = 0, set[str](), list[PromptFileError]()
-        jobs, latest = self._planned(unique=False), None
+        planned, latest = self._planned(unique=False), None
         try:
             while len(errors) < MAX_ERRORS:
-                job = next(jobs)
+                job = next(planned)
                 if isinstance(job, PromptFileError):
                     errors.append(job)
                     continue
@@ -180,7 +169,8 @@ class Plan:
                     samplers.update(one.sampler for one in latest.values() if one.sampler)
         except StopIteration as done:
             if not errors:
-                return Checked(total, done.value, frozenset(samplers))
+                jobs = partial(self.jobs, unique=not done.value)
+                return Checked(total, done.value, frozenset(samplers), jobs, self.facts, self.format)
         for error in errors[:-1]:
             note(f"error: {error}")
         raise errors[-1]
@@ -188,7 +178,7 @@ class Plan:
     def _planned(self, unique: bool) -> Generator[Job | PromptFileError, None, int]:
         from mmgen.render.jobs import plan
 
-        planned = plan(
+        return plan(
             self.items(),
             self.facts,
             self.options,
@@ -197,44 +187,10 @@ class Plan:
             source=self.name,
             unique=unique,
         )
-        return planned if self.stop_after is None else _as_far(planned, self.stop_after, self.facts)
 
 
-def _as_far(
-    planned: Generator[Job | PromptFileError, None, int], stage: str, model: Facts
-) -> Generator[Job | PromptFileError, None, int]:
-    """What is planned, as far as a stage."""
-    from mmgen.render.stopped import stopped
-
-    while True:
-        try:
-            item = next(planned)
-        except StopIteration as done:
-            return int(done.value)
-        yield item if isinstance(item, PromptFileError) else stopped(item, stage, model.forms)
-
-
-@dataclass(frozen=True)
-class Picked:
-    """Pictures that were stopped, as jobs that go on. repeated: those that were given more than once."""
-
-    picked: Sequence[Job]
-    repeated: int
-    facts: Facts
-    format: Format
-
-    def jobs(self, *, unique: bool) -> Generator[Job, None, int]:
-        yield from self.picked
-        return self.repeated
-
-    def checked(self) -> Checked:
-        """As of a plan; what can be wrong was said when they were read."""
-        stages = [one for job in self.picked for one in job.request.stages.values()]
-        samplers = frozenset(one.sampler for one in stages if one.sampler)
-        return Checked(len(self.picked), self.repeated, samplers)
-
-
-def plan_of_pictures(given: Given, stage: str) -> Picked:
+def pictures_checked(given: Given, stage: str) -> Checked:
+    """Pictures that were stopped, as jobs that go on. Raises UsageError where they cannot."""
     from mmgen.pipelines.catalogue import facts
     from mmgen.render.stopped import check_stop, going_on
 
@@ -249,7 +205,9 @@ def plan_of_pictures(given: Given, stage: str) -> Picked:
     if given.stop_after is not None:
         check_stop(given.stop_after, model)
     jobs = going_on([Path(file) for file in given.files], stage, model, format, given.stop_after)
-    return Picked(jobs, len(given.files) - len(jobs), model, format)
+    samplers = {one.sampler for job in jobs for one in job.request.stages.values() if one.sampler}
+    repeated = len(given.files) - len(jobs)
+    return Checked(len(jobs), repeated, frozenset(samplers), jobs.__iter__, model, format)
 
 
 # what pictures say of themselves: our name of it, and the option

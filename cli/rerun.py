@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmgen.cli.generate import DECODER, FILE, OUT, print_picture, say_unknown, seeds_from
-from mmgen.cli.options import MACHINE, parse_size, parse_threshold, stage_settings, with_options
+from mmgen.cli.options import MACHINE, parse_size, stage_settings, with_options
 from mmgen.cli.terminal import StageBars, note
 from mmgen.errors import NonFiniteError, UsageError
 from mmgen.types import MAX_SEED, Request, Size, StageSettings, check_prompt, check_sampler
@@ -125,14 +125,8 @@ def _changes(given: Mapping[str, Any]) -> Changes:
         check_prompt(given["negative"], what="negative prompt", may_be_empty=True)
     if given["model"] is not None and not given["model"].strip():
         raise UsageError("--model is empty: give a name or a folder")
-    threshold = given["threshold"]
-    decoder = {
-        "steps": given["steps"],
-        "guidance_scale": given["guidance"],
-        "sampler": given["sampler"],
-        "threshold": None if threshold is None else parse_threshold(threshold),
-    }
-    stages = stage_settings(given["settings"], decoder)
+    short = {name: given[name] for name in ("steps", "guidance", "sampler", "threshold")}
+    stages = stage_settings(given["settings"], **short)
     return Changes(given["prompt"], given["seed"], given["size"], given["negative"], stages)
 
 

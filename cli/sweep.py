@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmgen.cli.batch import batch, run_plan
+from mmgen.cli.batch import run_checked
 from mmgen.cli.generate import DECODER, SIZE
 from mmgen.cli.grid import fitting_cell, font_size, in_cell, letters
 from mmgen.cli.options import MACHINE, with_options
@@ -90,14 +90,14 @@ def sweep(prompt: str, vary: tuple[str, ...], **given: Any) -> None:
     """
     check_prompt(prompt)
     axes = _axes(vary)
-    run = Given(**{**batch.make_context("batch", []).params, **given})  # as a batch where nothing is said
+    run = Given(**given)
     plan = plan_of(run, SOURCE, partial(_lines, prompt, axes))
     _check_free(axes, plan.options)
     cell = fitting_cell(_count(axes), partial(_sheet_size, axes), "png")
     jobs = _jobs(plan, axes)
     failed = None
     try:
-        run_plan(run, plan)
+        run_checked(run, plan.checked())
     except click.exceptions.Exit as exit:
         failed = exit
     if not run.dry_run:

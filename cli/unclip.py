@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmgen.cli.generate import FILE, OUT, SEED, SIZE, print_picture, say_unknown, seeds_from
-from mmgen.cli.options import MACHINE, stage_settings, with_options
+from mmgen.cli.options import MACHINE, Shared, stage_settings, with_options
 from mmgen.cli.terminal import note
 from mmgen.errors import NonFiniteError, UsageError
-from mmgen.types import AMOUNT, Request, Size, Verb, check_prompt
+from mmgen.types import AMOUNT, Request, Verb, check_prompt
 from mmgen.values import MAX_COUNT
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mmgen.cli.output import Output
-    from mmgen.images import Format
     from mmgen.pipelines.text_to_image import TextToImage
     from mmgen.result import Result
 
@@ -38,24 +37,6 @@ COUNT = click.option(
     "-n", "--count", type=click.IntRange(1, MAX_COUNT), default=1, show_default=True,
     help="Pictures, with the seeds SEED, SEED+1, ...",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Options:
-    """What these commands share, as it was given; None where the model decides."""
-
-    out: str
-    seed: int | None
-    size: Size | None
-    model: str
-    device: str | None
-    dtype: str | None
-    attention: str | None
-    format: Format | None
-    settings: tuple[str, ...]
-    as_json: bool
-    overwrite: bool
-    count: int = 1
 
 
 SHARED = (OUT, SEED, SIZE, *MACHINE, *FILE)
@@ -74,7 +55,7 @@ def vary(image: Path, **given: Any) -> None:
     shown = _opened(image)
     _draw_all(
         _Asked("vary", [shown], (), image.stem),
-        Options(**given),
+        Shared(**given),
         lambda pipe, seed, how: pipe.vary(shown, seeds=[seed], **how),
     )
 
@@ -95,7 +76,7 @@ def mix(parts: tuple[str, ...], weights: str | None, **given: Any) -> None:
     numbers = [1 / len(parts)] * len(parts) if weights is None else parse_weights(weights)
     _draw_all(
         _Asked("mix", shown, numbers, _name(parts)),
-        Options(**given),
+        Shared(**given),
         lambda pipe, seed, how: pipe.mix(shown, numbers, seeds=[seed], **how),
     )
 
@@ -124,7 +105,7 @@ def interpolate(a: str, b: str, frames: int, **given: Any) -> None:
     weights = [frame / (frames - 1) for frame in range(frames)]
     output, images = _draw_all(
         _Asked("interpolate", [first, last], weights, _name([a, b])),
-        Options(**given),
+        Shared(**given),
         lambda pipe, seed, how: pipe.interpolate(first, last, frames=frames, seed=seed, **how),
     )
     if images:
@@ -154,7 +135,7 @@ def diff_text(image: Path, before: str, after: str, amount: float, **given: Any)
     shown = _opened(image)
     _draw_all(
         _Asked("diff-text", [shown, before, after], [amount], f"{image.stem} {after}"),
-        Options(**given),
+        Shared(**given),
         lambda pipe, seed, how: pipe.diff_text(shown, before, after, amount=amount, seed=seed, **how),
     )
 
@@ -199,7 +180,7 @@ class _Asked:
     name: str
 
 
-def _draw_all(asked: _Asked, options: Options, draw: Draw) -> tuple[Output, list[Image]]:
+def _draw_all(asked: _Asked, options: Shared, draw: Draw) -> tuple[Output, list[Image]]:
     """Check everything, load the model, draw, and write the pictures of each seed before the next begins."""
     request, output = _check(asked, options)
     note(f"loading {options.model}")
@@ -225,9 +206,9 @@ def _draw_all(asked: _Asked, options: Options, draw: Draw) -> tuple[Output, list
     return output, images
 
 
-def _check(asked: _Asked, options: Options) -> tuple[Request, Output]:
+def _check(asked: _Asked, options: Shared) -> tuple[Request, Output]:
     """All that can be wrong before a model is loaded: the model's kind, values, and whether files can be written."""
-    stages = stage_settings(options.settings, {})
+    stages = stage_settings(options.settings)
     if not options.model.strip():
         raise UsageError("--model is empty: give a name or a folder")
     from mmgen.cli.output import plan

@@ -72,7 +72,7 @@ def upscale(
 def _settings(texts: tuple[str, ...]) -> StageSettings | None:
     if wrong := [text for text in texts if not re.match(r"[^.=\s]+=.", text)]:
         raise UsageError(f"--set {wrong[0]!r}: write NAME=VALUE, such as steps=4")
-    return stage_settings([f"{STAGE}.{text}" for text in texts], {}).get(STAGE)
+    return stage_settings([f"{STAGE}.{text}" for text in texts]).get(STAGE)
 
 
 def _check(images: tuple[Path, ...], out: Path, format: Any, kernel: str | None) -> None:

@@ -609,15 +609,14 @@ def slug(prompt: str) -> str:
     """The prompt as part of a file name: letters, digits and hyphens of any script, at most SLUG_BYTES bytes."""
     plain = unicodedata.normalize("NFC", prompt).lower()
     if plain.isascii():
-        kept = plain.translate(_SPACES)
+        kept = plain.encode().translate(_SPACES)
     else:
-        kept = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in plain)
-    text = "-".join(kept.split())
-    return text.encode()[:SLUG_BYTES].decode("utf-8", "ignore").rstrip("-")
+        kept = "".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in plain).encode()
+    return b"-".join(kept.split())[:SLUG_BYTES].decode("utf-8", "ignore").rstrip("-")
 
 
 # far quicker than a look at each character
-_SPACES = {code: " " for code in range(128) if not chr(code).isalnum()}
+_SPACES = bytes(code if chr(code).isalnum() else ord(" ") for code in range(256))
 
 
 def _numbered(folder: Path, rest: str) -> Iterator[Path]:

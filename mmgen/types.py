@@ -127,8 +127,7 @@ class StageSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Only what is given, as plain JSON values."""
-        given = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in given if v is not None}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items() if v is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StageSettings:
@@ -322,12 +321,35 @@ class Request:
             )
         return (self.single(prompt, seed) for prompt, seed in self.pictures())
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        stages = {name: settings.to_dict() for name, settings in sorted(self.stages.items())}
+        return {**values, "stages": stages, "inputs": dict(self.inputs)}
+
     def to_json(self) -> str:
         """One line of JSON, keys sorted, so that equal requests are equal text."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values["stages"] = {name: settings.to_dict() for name, settings in sorted(self.stages.items())}
-        values["inputs"] = dict(self.inputs)
-        return json.dumps(values, ensure_ascii=False, sort_keys=True)
+        return json.dumps(self.to_dict(), ensure_ascii=False, sort_keys=True)
+
+    def said(self) -> dict[str, Any]:
+        """What is given, by the names that people are shown, in plain JSON values."""
+        values = self.to_dict()
+        prompts, seeds = values["prompts"], values["seeds"]
+        said = {
+            "prompt": prompts[0] if len(prompts) == 1 else prompts,
+            "negative prompt": self.negative_prompt,
+            "seed": seeds[0] if len(seeds) == 1 else seeds,
+            "size": "x".join(map(str, self.size)),
+            "verb": self.verb,
+            "strength": self.strength,
+            "weights": values["weights"],
+            **{f"{name} sha256": digest for name, digest in self.inputs.items()},
+            "model": self.model,
+            "model digest": self.model_digest,
+        }
+        for stage, settings in values["stages"].items():
+            said |= {f"{stage}.{name}": value for name, value in settings.items()}
+        return {name: value for name, value in said.items() if value not in (None, "", [])}
 
     @classmethod
     def from_json(cls, text: str) -> Request:

@@ -69,6 +69,11 @@ def check_setting(name: str, value: object) -> Any:
     return getattr(StageSettings.from_dict({name: value}), name)
 
 
+def written(value: object) -> str:
+    """A value for a person: of a list its parts, without empty ones."""
+    return ", ".join(str(part) for part in value if part != "") if isinstance(value, list) else str(value)
+
+
 def _number(text: str) -> float:
     try:
         return float(text)

@@ -27,6 +27,7 @@ from mmgen.images import FORMATS, parse_parameters, read_error, read_metadata, w
 from mmgen.render.manifest import suffixes
 from mmgen.temporary import remove_stale
 from mmgen.types import Request
+from mmgen.values import written
 
 NAME = "index.html"
 MAX_CHARS = 10_000  # of one text; what other tools write into a picture can be megabytes
@@ -130,15 +131,6 @@ def _size(path: Path) -> str:
 
 
 def _of_request(file: str, size: str, request: Request) -> Shown:
-    settings = {
-        "negative prompt": request.negative_prompt,
-        "strength": "" if request.strength is None else f"{request.strength:g}",
-        "weights": ", ".join(f"{weight:g}" for weight in request.weights),
-        **{name: f"sha256 {digest}" for name, digest in request.inputs.items()},
-        "model digest": request.model_digest,
-    }
-    for stage, given in sorted(request.stages.items()):
-        settings |= {f"{stage}.{name}": str(value) for name, value in given.to_dict().items()}
     single = len(request.prompts) == len(request.seeds) == 1
     return Shown(
         file,
@@ -147,9 +139,12 @@ def _of_request(file: str, size: str, request: Request) -> Shown:
         size=size,
         model=request.model,
         verb=request.verb,
-        settings=settings,
+        settings={name: written(value) for name, value in request.said().items() if name not in _APART},
         repeats=request.verb == "generate" and single,
     )
+
+
+_APART = ("prompt", "seed", "size", "model", "verb")  # from the settings
 
 
 def _of_parameters(file: str, size: str, text: str) -> Shown:

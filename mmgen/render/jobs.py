@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import sqlite3
 import string
 import unicodedata
+from collections import defaultdict
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +70,9 @@ def key_of(request: Request) -> str:
     return hashlib.sha256(request.to_json().encode()).hexdigest()
 
 
-def jobs(planned: Generator[Job | PromptFileError, None, int]) -> Generator[Job, None, int]:
+def jobs(planned: Iterable[Job | PromptFileError]) -> Iterator[Job]:
     """The jobs of a `plan`. Raises the first PromptFileError."""
-    while True:
-        try:
-            job = next(planned)
-        except StopIteration as done:
-            return int(done.value)
+    for job in planned:
         if isinstance(job, PromptFileError):
             raise job
         yield job
@@ -104,27 +99,27 @@ def plan(
     """
     check_template(template)
     recipes = _Recipes(facts, run)
+    keys, names = _Seen(), _Seen()
     index = repeated = 0
-    with closing(_Seen()) as seen:
-        for item in items:
-            if isinstance(item, PromptFileError):
-                yield item
-                continue
-            try:
-                for number, (request, key, shared) in enumerate(recipes.pictures(item), start=1):
-                    if not unique and not seen.is_new_key(key):
-                        repeated += 1
-                        continue
-                    if format != "png":
-                        check_fits(format, request)
-                    index += 1
-                    fields = _fields(shared, request, key, index, item.number, number)
-                    name = _name(template, SUFFIXES[format], fields)
-                    if not (unique or template.startswith(COUNTED)):
-                        seen.claim(name, item.number)
-                    yield Job(index, item.number, request, name, key)
-            except UsageError as error:
-                yield PromptFileError(source, item.number, str(error))
+    for item in items:
+        if isinstance(item, PromptFileError):
+            yield item
+            continue
+        try:
+            for number, (request, key, shared) in enumerate(recipes.pictures(item), start=1):
+                if not unique and keys.first_line(bytes.fromhex(key), item.number) is not None:
+                    repeated += 1
+                    continue
+                if format != "png":
+                    check_fits(format, request)
+                index += 1
+                fields = _fields(shared, request, key, index, item.number, number)
+                name = _name(template, SUFFIXES[format], fields)
+                if not (unique or template.startswith(COUNTED)):
+                    _claim(name, item.number, names)
+                yield Job(index, item.number, request, name, key)
+        except UsageError as error:
+            yield PromptFileError(source, item.number, str(error))
     return repeated
 
 
@@ -184,11 +179,8 @@ class _Recipe:
         request = object.__new__(Request)
         vars(request).update(self._values, prompts=(prompt,), seeds=(seed,))
         digest = self._digest.copy()
-        digest.update(f'"prompts": [{_JSON.encode(prompt)}], "seeds": [{seed}], {self._after}'.encode())
+        digest.update(f'"prompts": [{encode_basestring(prompt)}], "seeds": [{seed}], {self._after}'.encode())
         return request, digest.hexdigest()
-
-
-_JSON = json.JSONEncoder(ensure_ascii=False)  # as in Request.to_json
 
 
 def _checked(run: Options, facts: Facts) -> Stages:
@@ -305,30 +297,26 @@ def _stem(template: str, fields: Fields) -> str:
     return f"_{stem}" if stem.partition(".")[0].rstrip().casefold() in _RESERVED else stem
 
 
+def _claim(name: str, line: int, names: _Seen) -> None:
+    """Take a name down. Raises UsageError, with the line it is of, if it had been there."""
+    # some systems compare names without regard to case
+    digest = hashlib.sha256(unicodedata.normalize("NFC", name.casefold()).encode()).digest()
+    if (other := names.first_line(digest, line)) is not None:
+        raise UsageError(
+            f"its picture is to be named {name}, as one of line {other}: put {{index}} or {{key8}} into --name"
+        )
+
+
 class _Seen:
-    """The keys and names that there were, in memory: a million keys take 29 MB, and as many names again as much."""
+    """The digests that there were, and the line of each. A million take about 32 MB, a third of what a set takes."""
 
     def __init__(self) -> None:
-        self._table = sqlite3.connect(":memory:", check_same_thread=False)
-        self._table.execute("PRAGMA journal_mode=OFF")
-        self._table.execute("CREATE TABLE keys (key BLOB PRIMARY KEY) WITHOUT ROWID")
-        self._table.execute("CREATE TABLE names (name BLOB PRIMARY KEY, line INTEGER) WITHOUT ROWID")
+        self._rows: defaultdict[bytes, bytearray] = defaultdict(bytearray)  # by the first two bytes
 
-    def close(self) -> None:
-        self._table.close()
-
-    def is_new_key(self, key: str) -> bool:
-        """Take a key down; whether it had not been there."""
-        digest = bytes.fromhex(key)[:16]
-        return self._table.execute("INSERT OR IGNORE INTO keys VALUES (?)", [digest]).rowcount == 1
-
-    def claim(self, name: str, line: int) -> None:
-        """Take a name down. Raises UsageError, with the line it is of, if it had been there."""
-        # some systems compare names without regard to case
-        digest = hashlib.sha256(unicodedata.normalize("NFC", name.casefold()).encode()).digest()[:16]
-        added = self._table.execute("INSERT OR IGNORE INTO names VALUES (?, ?)", [digest, line]).rowcount
-        if not added:
-            ((other,),) = self._table.execute("SELECT line FROM names WHERE name = ?", [digest])
-            raise UsageError(
-                f"its picture is to be named {name}, as one of line {other}: put {{index}} or {{key8}} into --name"
-            )
+    def first_line(self, digest: bytes, line: int) -> int | None:
+        """The line that has this digest, a sha256; None: there was none, and it is taken down for this one."""
+        row, rest = self._rows[digest[:2]], digest[2:14]  # 14 bytes tell any number of lines apart
+        if (at := row.find(rest)) >= 0:
+            return int.from_bytes(row[at + 12 : at + 16], "big")
+        row += rest + line.to_bytes(4, "big")
+        return None

@@ -70,7 +70,13 @@ def _parse(source: Path | BinaryIO, kind: Kind, name: str, expand: Expand | None
         try:
             for item in _READERS[kind](lines):
                 empty = False
-                yield from _expanded(item, lines, expand)
+                if expand is None or isinstance(item, PromptFileError):
+                    yield item
+                    continue
+                try:
+                    yield from expand(item)
+                except UsageError as error:
+                    yield lines.wrong(str(error), line=item.number)
         except PromptFileError as error:
             empty = False
             yield error
@@ -92,16 +98,6 @@ def _opened(source: Path | BinaryIO, name: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _expanded(item: Item, lines: Lines, expand: Expand | None) -> Iterator[Item]:
-    if expand is None or isinstance(item, PromptFileError):
-        yield item
-        return
-    try:
-        yield from expand(item)
-    except UsageError as error:
-        yield lines.wrong(str(error), line=item.number)
-
-
 _PLAIN = Options()
 _SEVERAL_WORDS = ("prompt", "negative", "negative_prompt")  # they may have, without quotes
 _OPTION_LINE = re.compile(r"[ \t]*(?:--|-n[ \t=\d])")
@@ -115,9 +111,10 @@ def _read_txt(lines: Lines) -> Iterator[Item]:
 
 
 def _txt_line(lines: Lines, text: str) -> Line | None:
-    if not text.strip() or text.lstrip().startswith("#"):
+    begin = text.lstrip()[:1]
+    if begin in ("", "#"):
         return None
-    if _OPTION_LINE.match(text):
+    if begin == "-" and _OPTION_LINE.match(text):
         return line_of(lines, lines.number, _command(lines, text), from_text)
     if "--" in text and (found := _OPTION_AFTER_PROMPT.search(text)):
         said = f"{shown(found[0])} stands after a prompt: begin the line with --prompt, and put the prompt in quotes"

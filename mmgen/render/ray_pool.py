@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import tempfile
+import time
 from dataclasses import replace
 from importlib import import_module
 from math import ceil
@@ -26,6 +27,7 @@ from mmgen.render.windows import Window
 STORE_BYTES = 2**28  # for what workers send and this process has not taken
 MAX_ERROR_CHARS = 300
 CONNECT_SECONDS = 10.0
+PLACE_SECONDS = 120.0  # in which a cluster must have room for all workers; one that grows takes its time
 # Ray reads them when it is imported: no usage statistics, no advice, and nothing of its own on standard output.
 SILENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -42,7 +44,7 @@ class RayWorkers:
     setup: of each; its model is a bundled one, or a folder that every machine has. count: None = one for each GPU, or
     for each machine where there are none. address: of a cluster that runs, None = one of this machine alone, which is
     begun here, listens to this machine only, and ends with the context.
-    Raises MachineError if there is no such cluster.
+    Raises MachineError if there is no such cluster; `start` does if it has no room for so many.
     """
 
     def __init__(self, setup: Setup, count: int | None, address: str | None) -> None:
@@ -59,13 +61,30 @@ class RayWorkers:
         )
         self._actors: dict[int, Any] = {}
         self._said: dict[Any, int] = {}  # what is to come, and from whom
+        self._places: Any = None
 
     def start(self, worker: int) -> None:
+        self._places = self._places or self._reserved()
         actor = self._ray.remote(_Actor).options(
-            num_cpus=1, num_gpus=self._share, max_concurrency=2, scheduling_strategy="SPREAD"
+            num_cpus=1, num_gpus=self._share, max_concurrency=2, scheduling_strategy=self._places
         )
         self._actors[worker] = actor.remote(self._setup)
         self._listen(worker)
+
+    def _reserved(self) -> Any:
+        """Places for all workers, which Ray keeps for them. Raises MachineError if it finds none in PLACE_SECONDS."""
+        util, gpu = self._ray.util, {"GPU": self._share} if self._share else {}
+        group = util.placement_group([{"CPU": 1, **gpu}] * self.count, strategy="SPREAD")
+        until = time.monotonic() + PLACE_SECONDS
+        while not group.wait(1):  # no longer at once: a signal is heard in between
+            if time.monotonic() > until:
+                there, free = self._ray.cluster_resources(), self._ray.available_resources()
+                raise MachineError(
+                    f"Ray has no room for {self.count} workers, which take 1 CPU and {self._share:g} GPU each: of "
+                    f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, {free.get('CPU', 0):g} and "
+                    f"{free.get('GPU', 0):g} are free. Ask for fewer --workers, or wait until others are done"
+                )
+        return util.scheduling_strategies.PlacementGroupSchedulingStrategy(group)
 
     def give(self, worker: int, window: Window | None) -> None:
         self._actors[worker].give.remote(window)

@@ -66,7 +66,7 @@ def test_pictures_that_start_from_others_and_of_other_sizes(mmgen_command: Comma
     _write("b.png", edited, Image.new("RGB", (4, 4)))
     lines = mmgen_command("diff", "a.png", "b.png").out.splitlines()
     assert lines == [
-        "size: 8x8 -> 4x4", "verb: generate -> edit", "strength: (none) -> 0.5", f"image: (none) -> {'cd' * 32}",
+        "size: 8x8 -> 4x4", "verb: generate -> edit", "strength: (none) -> 0.5", f"image sha256: (none) -> {'cd' * 32}",
         "pixels: 8x8 -> 4x4",
     ]  # fmt: skip
 

@@ -47,7 +47,7 @@ def test_an_edit_is_written_with_what_it_was_made_from(mmgen_command: Command, t
     shown = mmgen_command("inspect", "out.png").out
     assert "verb: edit" in shown
     assert "strength: 1" in shown
-    assert "mask: sha256 " in shown
+    assert "mask sha256: " in shown
 
 
 def test_a_wide_picture_is_cut_and_that_is_said(mmgen_command: Command, tiny: str) -> None:

@@ -83,7 +83,7 @@ def test_a_mixture_says_what_it_is_made_of(mmgen_command: Command, tiny: str) ->
     assert name == "out.jpg"
     assert (request.prompts, request.weights) == (("", "a red guitar", ""), (0.5, 0.25, 0.25))
     shown = mmgen_command("inspect", "out.jpg").out
-    for line in ("verb: mix", "prompt: a red guitar", "weights: 0.5, 0.25, 0.25", "image-2: sha256 "):
+    for line in ("verb: mix", "prompt: a red guitar", "weights: 0.5, 0.25, 0.25", "image-2 sha256: "):
         assert line in shown
     equal = mmgen_command("mix", "cat.png", "dog.webp", "--json", *quick(tiny))
     (told,) = equal.objects()

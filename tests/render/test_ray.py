@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -84,6 +87,33 @@ def test_a_cluster_makes_the_files_of_one_process_although_a_worker_is_killed(
     assert sorted(Path(line).name for line in said.out.splitlines()) == sorted(pictures(tmp_path / "one"))
     assert signal.getsignal(signal.SIGTERM) is before
     assert actors() == []
+
+
+SMALL = """
+import os, sys
+from mmgen.cli.main import main
+from mmgen.render import ray_pool
+connect = ray_pool._connect
+ray_pool._connect = lambda address, count: connect(address, 1)
+ray_pool.PLACE_SECONDS = 0.0
+os.cpu_count = lambda: 1
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_workers_that_a_cluster_has_no_room_for_are_said(args: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL, *args, "-o", str(tmp_path), "--engine", "ray", "--workers", "2",
+         "--device", "cpu"],
+        env={**os.environ, "HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        check=False,
+        text=True,
+    )  # fmt: skip
+    words = r"error: Ray has no room for 2 workers, which take 1 CPU and 0 GPU each: of 1 CPUs and \d+ GPUs, 1 and"
+    assert (done.returncode, done.stdout) == (MachineError.exit_code, ""), done.stderr
+    assert re.search(f"{words}.* are free\\. Ask for fewer --workers", done.stderr)
+    assert pictures(tmp_path) == {}
 
 
 def test_a_cluster_that_is_not_there_is_said() -> None:
