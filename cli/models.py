@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmgen.errors import ModelError
+from mmgen.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from mmgen.pipelines.hub import HubModel
 
 
 @click.group()
 def models() -> None:
-    """List, describe and verify models."""
+    """List, describe, verify, fetch and remove models."""
 
 
 @models.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list on standard output.")
 def list_models(as_json: bool) -> None:
-    """List the bundled models.
+    """List the bundled models and those in the Hub's cache.
 
     \b
     mmgen models list
     """
-    from mmgen.pipelines.catalogue import available
+    from mmgen.pipelines.catalogue import listed
 
-    names = available()
-    click.echo(json.dumps(names) if as_json else "\n".join(names))
+    found = listed()
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    width = max((len(one["name"]) for one in found), default=0)
+    for one in found:
+        click.echo(f"{one['name']:{width}}  {one['bytes'] / 1e6:>12,.1f} MB")
 
 
 @models.command()
-@click.argument("name", metavar="NAME|FOLDER")
+@click.argument("name", metavar="NAME|FOLDER|OWNER/NAME")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def info(name: str, as_json: bool) -> None:
     """Show the parts of a model.
 
-    They are read from configurations and the headers of files; no weights are read.
+    They are read from configurations and the headers of files; no weights are read, and nothing is fetched.
 
     \b
     mmgen models info storybook
@@ -47,10 +56,11 @@ def info(name: str, as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("name", metavar="NAME|FOLDER")
+@click.argument("name", metavar="NAME|FOLDER|OWNER/NAME")
 def verify(name: str) -> None:
     """Check every file of a model against its manifest.
 
+    Where others have published it without one, what is read of it is checked to be whole.
     Exit code 3 if something is wrong.
 
     \b
@@ -66,10 +76,80 @@ def verify(name: str) -> None:
     click.echo(f"{name}: every file is as it should be")
 
 
+@models.command()
+@click.argument("name", metavar="OWNER/NAME[@REVISION]")
+def pull(name: str) -> None:
+    """Fetch a model of the Hub, or what has changed of it.
+
+    It goes into the cache that other programs of the Hugging Face Hub share. Configurations, tokenizers and
+    safetensors are fetched, no pickles and no code. How much that is, is said first.
+
+    \b
+    mmgen models pull stable-diffusion-v1-5/stable-diffusion-v1-5
+    """
+    from mmgen.pipelines import hub
+    from mmgen.pipelines.catalogue import check_family
+
+    click.echo(hub.recorded_name(hub.pull(_of_hub(name), check_family)))
+
+
+@models.command()
+@click.argument("name", metavar="OWNER/NAME[@REVISION]")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove(name: str, yes: bool) -> None:
+    """Remove a model of the Hub from its cache.
+
+    Without @REVISION all of its revisions go; other programs of the Hugging Face Hub share that cache.
+
+    \b
+    mmgen models remove stable-diffusion-v1-5/stable-diffusion-v1-5
+    """
+    from mmgen.pipelines import hub
+
+    model = _of_hub(name)
+    commits, strategy = hub.removal(model)
+    names = [f"{model.id}@{commit}" for commit in commits]
+    question = f"remove {', '.join(names)}, {strategy.expected_freed_size / 1e6:,.1f} MB?"
+    if not yes and not _agreed(question):
+        raise UsageError("nothing was removed: answer y, or give --yes")
+    strategy.execute()
+    for one in names:
+        click.echo(one)
+
+
+def _of_hub(name: str) -> HubModel:
+    """Raises UsageError for a model that lies elsewhere than in the cache, and for what cannot be a name."""
+    from mmgen.pipelines import hub
+    from mmgen.pipelines.catalogue import available
+
+    if name in available():
+        raise UsageError(
+            f"{name} comes with mmgen: only models of the Hugging Face Hub are pulled and removed"
+        )
+    if os.path.isdir(name):
+        raise UsageError(f"{name} is a folder, which is used as it is: mmgen neither changes nor removes it")
+    if (model := hub.parse(name)) is None:
+        raise UsageError(
+            f"{name!r} is no model of the Hugging Face Hub: write owner/name or owner/name@revision"
+        )
+    return model
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:  # nobody is there to answer
+        return False
+
+
 def _table(values: dict[str, Any]) -> list[str]:
     """What is known of the model as `name: value`, then a line per part."""
-    lines = [f"{name}: {value}" for name, value in values.items() if name != "components"]
+    lines = [f"{name}: {_text(value)}" for name, value in values.items() if name != "components"]
     for part, facts in values["components"].items():
         size = f"{facts['parameters'] / 1e6:.1f} M parameters, {facts['bytes'] / 1e6:.1f} MB"
         lines.append(f"{part:16} {facts['class']:24} {size:>32}  {', '.join(facts['dtypes'])}")
     return lines
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -74,9 +75,17 @@ def parse_device(text: str) -> str:
     return text
 
 
+def _go_offline(_context: click.Context, _option: click.Parameter, offline: bool) -> None:
+    """As the environment says it, which other processes of the command have too."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
 MACHINE = (
-    click.option("--model", default="storybook", show_default=True, metavar="NAME|FOLDER",
-                 help="A bundled model or a folder of weights."),
+    click.option("--model", default="storybook", show_default=True, metavar="NAME|FOLDER|OWNER/NAME",
+                 help="A bundled model, a folder of weights, or OWNER/NAME[@REVISION] of the Hugging Face Hub."),
+    click.option("--offline", is_flag=True, expose_value=False, callback=_go_offline,
+                 help="Fetch nothing: a model of the Hub must be in the cache."),
     click.option("--device", type=parse_device, metavar="DEVICE",
                  help="Where to run: cpu, cuda, cuda:1 or mps."),
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Numbers to compute with."),

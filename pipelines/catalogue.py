@@ -10,9 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mmgen.component import read_json, shown, weight_files
 from mmgen.errors import ModelError, UsageError
-from mmgen.pipelines.checkpoint import INDEX, digest, problems, read_json, read_manifest, weight_header
-from mmgen.pipelines.families import FAMILIES, Family, Kind, StageForm, resolve, sides, up_to
+from mmgen.pipelines import hub
+from mmgen.pipelines.checkpoint import INDEX, digest, entries, problems
+from mmgen.pipelines.families import FAMILIES, PUBLISHED, Family, Kind, StageForm, resolve, sides, up_to
 from mmgen.types import Request, Size, StageSettings
 
 
@@ -21,36 +23,84 @@ def available() -> list[str]:
     return sorted(p.parent.name for p in _bundled().glob(f"*/{INDEX}"))
 
 
-def find(name_or_folder: str | Path) -> Path:
-    """The folder of a bundled model's name, or the folder itself. Raises ModelError if it is neither."""
-    if str(name_or_folder) in available():
-        return _bundled() / str(name_or_folder)
+def find(name_or_folder: str | Path, *, fetch: bool = True) -> Path:
+    """The folder of a bundled model's name, the folder itself, or that of a model of the Hugging Face Hub in its cache.
+
+    The Hub is asked only for owner/name[@revision] that is neither a folder nor in the cache, if `fetch` is on.
+    Raises ModelError if there is no such model, MachineError if it cannot be fetched.
+    """
+    text = str(name_or_folder)
+    if text in available():
+        return _bundled() / text
     if os.path.isdir(name_or_folder):  # unlike Path.is_dir it has an answer for a name that cannot be
         return Path(name_or_folder).absolute()  # "." has no name of its own
-    raise ModelError(
-        f"no model {str(name_or_folder)!r}: give a folder, or one of {', '.join(available()) or 'none'}"
-    )
+    if (model := hub.parse(text)) is None:
+        raise ModelError(
+            f"no model {text!r}: give a folder, or one of {', '.join(available()) or 'none'}, or owner/name of the "
+            "Hugging Face Hub"
+        )
+    if (cached := hub.cached_folder(model)) is not None:
+        return cached
+    if not fetch:
+        raise hub.absent(model)
+    return hub.pull(model, check_family)
+
+
+def check_family(folder: Path) -> None:
+    """Raise ModelError if the index of a folder is of no family that is known; nothing else need be in the folder."""
+    _family_name(folder, read_json(folder / INDEX))
+
+
+def name_of(folder: Path, index: Mapping[str, Any]) -> str:
+    """What a picture says of the model of a folder: owner/name@COMMIT if it came from the Hugging Face Hub."""
+    return hub.recorded_name(folder) or str(index.get("name", folder.name))
 
 
 def read_index(folder: Path) -> tuple[dict[str, Any], Family]:
-    """The index of a checkpoint and its family.
+    """The index of a checkpoint and its family. The index names both it and every component as `FAMILIES` does.
 
     Raises ModelError if the family is unknown, or a component is missing or of a class that the family does not take.
     """
     index = read_json(folder / INDEX)
-    name = str(index.get("family"))
-    if name not in FAMILIES:
-        raise ModelError(f"{folder.name}/{INDEX} is of family {name!r}: mmgen knows {', '.join(FAMILIES)}")
-    family = FAMILIES[name]
+    index["family"] = _family_name(folder, index)
+    family = FAMILIES[index["family"]]
     for part, kinds in family.components.items():
         said: Any = index.get(part)
-        if said not in map(list, kinds):
-            raise ModelError(f"{folder.name}/{INDEX}: component {part!r} is {said}, not {_names(kinds)}")
-        if (kind := kind_of(folder / part, kinds)) != tuple(said):
+        named = next((kind for kind in kinds if _is_said(kind, said)), None)
+        if named is None:
+            raise ModelError(
+                f"{folder.name}/{INDEX}: component {part!r} is {shown(said)}, not {_names(kinds)}"
+            )
+        if (kind := kind_of(folder / part, kinds)) != named:
             raise ModelError(
                 f"{folder.name}/{INDEX} says that {part} is {_names([said])}, not {_names([kind])}"
             )
+        index[part] = list(kind)
     return index, family
+
+
+def _family_name(folder: Path, index: Mapping[str, Any]) -> str:
+    """What a folder of ours says itself, and a published one by its class."""
+    said = index.get("family")
+    if "family" not in index and (published := index.get("_class_name")) is not None:
+        if not isinstance(published, str) or published not in PUBLISHED:
+            raise ModelError(
+                f"{folder.name}/{INDEX} is of class {shown(published)}: mmgen knows {', '.join(PUBLISHED)}"
+            )
+        said = PUBLISHED[published]
+    if not isinstance(said, str) or said not in FAMILIES:
+        raise ModelError(
+            f"{folder.name}/{INDEX} is of family {shown(str(said))}: mmgen knows {', '.join(FAMILIES)}"
+        )
+    return said
+
+
+def _is_said(kind: Kind, said: Any) -> bool:
+    """Whether an index names this class; its module may be written by its full path."""
+    if not isinstance(said, list) or len(said) != 2 or not all(isinstance(part, str) for part in said):
+        return False
+    module, name = said
+    return name == kind[1] and f"{module}.".startswith(f"{kind[0]}.")
 
 
 def kind_of(component: Path, kinds: Sequence[Kind]) -> Kind:
@@ -67,7 +117,7 @@ def kind_of(component: Path, kinds: Sequence[Kind]) -> Kind:
     for kind in kinds:
         if kind[1] == named:
             return kind
-    raise ModelError(f"{part}/config.json is of class {named!r}, not {_names(kinds)}")
+    raise ModelError(f"{part}/config.json is of class {shown(named)}, not {_names(kinds)}")
 
 
 def sizes(name_or_folder: str | Path) -> tuple[int, ...]:
@@ -78,17 +128,11 @@ def sizes(name_or_folder: str | Path) -> tuple[int, ...]:
 
 def _forms(folder: Path, index: Mapping[str, Any], family: Family) -> tuple[StageForm, ...]:
     try:
-        return family.forms(index, _side(folder))
+        return family.forms(
+            index, {part: read_json(folder / part / "config.json") for part in family.components}
+        )
     except ValueError as error:
         raise ModelError(f"checkpoint {folder.name}: {error}") from None
-
-
-def _side(folder: Path) -> int:
-    """Of the pictures that the decoder gives, in pixels."""
-    side = read_json(folder / "decoder" / "config.json").get("sample_size")
-    if not isinstance(side, int) or side < 1:
-        raise ModelError(f"decoder/config.json: sample_size is {side!r}, and must be a number of pixels")
-    return side
 
 
 @dataclass(frozen=True)
@@ -146,7 +190,7 @@ def facts(name_or_folder: str | Path) -> Facts:
     folder = find(name_or_folder)
     index, family = read_index(folder)
     forms = _forms(folder, index, family)
-    return Facts(str(index.get("name", folder.name)), digest(read_manifest(folder)), forms)
+    return Facts(name_of(folder, index), digest(entries(folder)), forms)
 
 
 def fitting_side(size: Size, sides: Sequence[int], name: str) -> int:
@@ -163,20 +207,39 @@ def fitting_side(size: Size, sides: Sequence[int], name: str) -> int:
 
 
 def describe(name_or_folder: str | Path) -> dict[str, Any]:
-    """Name, family, digest and, for each component, class, parameters, bytes and dtypes: headers alone are read."""
-    folder = find(name_or_folder)
+    """Name, family, digest, stages, sides, and class, parameters, bytes and dtypes of each component.
+
+    Headers alone are read, and nothing is fetched.
+    """
+    folder = find(name_or_folder, fetch=False)
     index, family = read_index(folder)
+    forms = _forms(folder, index, family)
     return {
-        "name": index.get("name", folder.name),
+        "name": name_of(folder, index),
         "family": index["family"],
-        "digest": digest(read_manifest(folder)),
+        "digest": digest(entries(folder)),
+        "stages": [form.name for form in forms],
+        "sides": list(sides(forms)),
         "components": {name: _describe_component(folder, name, index) for name in family.components},
     }
 
 
+def listed() -> list[dict[str, Any]]:
+    """Name and bytes of the bundled models, then of those in the cache of the Hugging Face Hub."""
+    ours = [
+        {"name": name, "bytes": sum(entry["bytes"] for entry in entries(_bundled() / name).values())}
+        for name in available()
+    ]
+    return ours + [{"name": one.name, "bytes": one.bytes} for one in hub.cached()]
+
+
 def verify(name_or_folder: str | Path) -> list[str]:
-    """What is wrong with a model's files; empty: nothing. Raises ModelError if it is no checkpoint at all."""
-    return problems(find(name_or_folder))
+    """What is wrong with a model's files; empty: nothing. Nothing is fetched.
+
+    Raises ModelError if it is no checkpoint at all.
+    """
+    folder = find(name_or_folder, fetch=False)
+    return [*hub.damaged(folder), *problems(folder)]
 
 
 def _bundled() -> Path:
@@ -190,10 +253,8 @@ def _names(kinds: Sequence[Sequence[str]]) -> str:
 
 
 def _describe_component(folder: Path, name: str, index: Mapping[str, Any]) -> dict[str, Any]:
-    files = sorted((folder / name).glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"checkpoint {folder.name} has no weights in {name}/")
-    tensors = [entry for file in files for entry in weight_header(file).values()]
+    files = weight_files(folder / name)
+    tensors = [entry for header in files.values() for entry in header.values()]
     return {
         "class": index[name][1],
         "parameters": sum(math.prod(entry["shape"]) for entry in tensors),

@@ -1,28 +1,40 @@
-"""A checkpoint on disk: an ordinary folder whose every file is named, with its sha256, in manifest.json."""
+"""A checkpoint on disk: an ordinary folder whose every file is named, with its sha256, in manifest.json.
+
+A folder that others have published has no manifest: what would be read of it is then found and hashed on the spot.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmgen.component import UNSAFE, is_plain, read_json, stays_inside, weight_files
 from mmgen.errors import ModelError
 
 MANIFEST = "manifest.json"
 INDEX = "model_index.json"
 CARD = "README.md"
-UNSAFE = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npy", ".npz", ".py"}
+VOCABULARY = "vocabulary.json"
+TEXTS = {".json", ".txt", ".model"}  # of configurations and tokenizers
+# Of published folders, what draws nothing here.
+PASSED_BY = {"safety_checker", "feature_extractor", "image_encoder"}
+LEADS_OUT = "is a link that leads out of the folder: put the file itself there"
 SHOWN = 3  # of several problems, in one error
 
 
 def write_manifest(folder: Path) -> None:
     """Write the sha256 and size of every file below `folder`, hidden ones aside."""
     files = {path: _entry(folder / path) for path in _files(folder) if path != MANIFEST}
-    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1, sort_keys=True) + "\n", "utf-8")
+    (folder / MANIFEST).write_text(manifest_text(files), "utf-8")
+
+
+def manifest_text(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text of a manifest. files: path -> {"sha256", "bytes"}."""
+    return json.dumps({"files": files}, indent=1, sort_keys=True) + "\n"
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
@@ -39,6 +51,17 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
+def entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files that a model is read from: path -> {"sha256", "bytes"}.
+
+    What the manifest says of them, unchecked; where there is none, they are all read for it, as they are now.
+    Raises ModelError if the manifest is malformed, or the files without one are not sound.
+    """
+    if _has_manifest(folder):
+        return read_manifest(folder)
+    return {path.relative_to(folder).as_posix(): _entry(path) for path in _read_files(folder)}
+
+
 def digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     """One sha256 for all that decides the pictures; the model card is not part of it."""
     lines = [f"{path} {entry['sha256']}" for path, entry in sorted(files.items()) if path != CARD]
@@ -49,10 +72,17 @@ def problems(folder: Path) -> list[str]:
     """What is wrong with the files of a checkpoint, and what to do; empty: nothing.
 
     Every file is to be in the manifest and as it says; hidden ones, which nothing here reads, may be there besides.
-    Raises ModelError if the folder is no checkpoint, or has no manifest.
+    Without a manifest only what is read is looked at: where it lies, and the headers of weights.
+    Raises ModelError if the folder is no checkpoint.
     """
     if not (folder / INDEX).is_file():
         raise ModelError(f"{folder} is no checkpoint: it has no {INDEX}")
+    if not _has_manifest(folder):
+        try:
+            _read_files(folder)
+        except ModelError as error:
+            return [str(error)]
+        return []
     if refused := list(_refused(folder)):
         return refused
     files = read_manifest(folder)
@@ -61,12 +91,45 @@ def problems(folder: Path) -> list[str]:
 
 
 def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """The manifest of a sound checkpoint. Raises ModelError, which names what is wrong, if it is not sound."""
+    """`entries` of a sound checkpoint. Raises ModelError, which names what is wrong, if it is not sound."""
     if found := problems(folder):
         more = len(found) - SHOWN
         rest = f" (and {more} more: 'mmgen models verify' lists them)" if more > 0 else ""
         raise ModelError(f"checkpoint {folder.name}: {'; '.join(found[:SHOWN])}{rest}")
-    return read_manifest(folder)
+    return entries(folder)
+
+
+def _has_manifest(folder: Path) -> bool:
+    return os.path.lexists(folder / MANIFEST)  # a link to nowhere is one that cannot be read
+
+
+def _read_files(folder: Path) -> list[Path]:
+    """What is read of a folder without manifest. Raises ModelError if it leads elsewhere or weights are not sound."""
+    files = [folder / name for name in (INDEX, VOCABULARY) if (folder / name).is_file()]
+    for part in _parts(folder):
+        _check_inside(part, folder)
+        files += sorted(path for path in part.glob("[!.]*") if path.suffix in TEXTS and path.is_file())
+        if (part / "config.json").is_file() and not part.name.startswith("tokenizer"):
+            files += weight_files(part)
+    for path in files:
+        _check_inside(path, folder)
+    return files
+
+
+def _check_inside(path: Path, folder: Path) -> None:
+    if not stays_inside(path, folder):
+        raise ModelError(f"{path.relative_to(folder).as_posix()} {LEADS_OUT}")
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The folders that are there of those that the index names."""
+    return [folder / name for name in part_names(read_json(folder / INDEX)) if (folder / name).is_dir()]
+
+
+def part_names(index: Mapping[str, Any]) -> list[str]:
+    """The components that an index names, and the tokenizer, which our own index does not name."""
+    named = {name for name, kind in index.items() if isinstance(kind, list) and all(kind)}
+    return sorted(name for name in (named | {"tokenizer"}) - PASSED_BY if is_plain(name))
 
 
 def _files(folder: Path) -> list[str]:
@@ -77,7 +140,6 @@ def _files(folder: Path) -> list[str]:
 
 def _refused(folder: Path) -> Iterator[str]:
     """What must not lie in a checkpoint, listed or not."""
-    home = os.path.realpath(folder)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() in UNSAFE:
@@ -85,9 +147,8 @@ def _refused(folder: Path) -> Iterator[str]:
                 f"{name} is refused: only safetensors is read, because other formats can run code. "
                 "Remove it, or convert it"
             )
-        # not Path.resolve, which raises for a circle of links
-        elif path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
-            yield f"{name} is a link that leads out of the folder: put the file itself there"
+        elif path.is_symlink() and not stays_inside(path, folder):
+            yield f"{name} {LEADS_OUT}"
 
 
 def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -101,53 +162,11 @@ def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[st
             yield f"{path} is damaged: its sha256 is not the manifest's, get it again"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ModelError if the file is missing or is something else."""
-    name = f"{path.parent.name}/{path.name}"
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{name} is missing: the folder is no complete checkpoint") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{name} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise ModelError(f"{name} must hold a JSON object")
-    return values
-
-
-def weight_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Tensor name -> {"dtype", "shape", ...}, from the head of a safetensors file. Raises ModelError if it has none."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(path.stat().st_size, 100_000_000):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        if not isinstance(header, dict):
-            raise ValueError("its header is no JSON object")
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            if not _is_tensor(entry):
-                raise ValueError(f"its header gives no dtype and shape for {name!r}")
-    except (OSError, ValueError, struct.error, RecursionError) as error:
-        raise ModelError(f"{path.parent.name}/{path.name} is no safetensors file: {error}") from None
-    return header
-
-
 def _is_entry(entry: object) -> bool:
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("sha256"), str)
         and isinstance(entry.get("bytes"), int)
-    )
-
-
-def _is_tensor(entry: object) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("dtype"), str)
-        and isinstance(entry.get("shape"), list)
-        and all(type(side) is int and side >= 0 for side in entry["shape"])
     )
 
 

@@ -10,19 +10,30 @@ from torch import Tensor
 from mmgen import guidance, threshold
 from mmgen.conditioning import Conditioning, concat
 from mmgen.errors import NonFiniteError
-from mmgen.schedulers.prediction import Prediction
+from mmgen.schedulers.prediction import Prediction, PredictionKind, to_x0
 from mmgen.schedulers.samplers import Denoise
+from mmgen.schedulers.schedules import FlowSchedule, NoiseSchedule, flow_time
 from mmgen.types import StageSettings
+
+FLOW = FlowSchedule()  # what our own networks are trained on
 
 
 @torch.no_grad()
 def make_denoiser(
-    network: Any, cond: Conditioning, other: Conditioning | None, settings: StageSettings, *, stage: str
+    network: Any,
+    cond: Conditioning,
+    other: Conditioning | None,
+    settings: StageSettings,
+    *,
+    stage: str,
+    schedule: NoiseSchedule = FLOW,
+    kind: PredictionKind = "x0",
 ) -> Denoise:
     """Denoise with classifier-free guidance, both halves in one batched call.
 
-    network: predicts x0 on the flow path, with `prepare` and `dtype`. cond: what is asked for. other: what guidance
-    leads away from, the null or a negative prompt, with the same fields; None: no guidance.
+    network: with `prepare` and `dtype`. schedule, kind: what it is trained on, and what it predicts.
+    cond: what is asked for. other: what guidance leads away from, the null or a negative prompt, with the same fields;
+    None: no guidance.
     Raises NonFiniteError when a network's output is not finite.
     """
     count = _rows_of(cond)
@@ -41,15 +52,16 @@ def make_denoiser(
     def denoise(x_t: Tensor, t: Tensor, _s: Tensor) -> Prediction:
         x = x_t.to(network.dtype)
         at = t.to(device=x.device, dtype=torch.float32).expand(count)
-        if guidance.is_active(scale, interval, float(t)):
+        time, level = float(flow_time(schedule, t)), (schedule.alpha(t), schedule.sigma(t))
+        if guidance.is_active(scale, interval, time):
             out = network(torch.cat([x, x]), torch.cat([at, at]), prepared_both).float()
-            x0 = mix(out[:count], out[count:])
+            x0 = mix(*(to_x0(half, x_t, *level, kind).x0 for half in (out[:count], out[count:])))
         else:
-            x0 = network(x, at, prepared).float()
+            x0 = to_x0(network(x, at, prepared).float(), x_t, *level, kind).x0
         try:
             return Prediction(limit(x0), None)
         except NonFiniteError as error:
-            raise NonFiniteError(f"stage {stage!r} at time {float(t):.3f}: {error}") from None
+            raise NonFiniteError(f"stage {stage!r} at time {time:.3f}: {error}") from None
 
     return denoise
 

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
 from torch import Tensor
 from transformers import BertModel
 
+from mmgen.component import read_json
 from mmgen.errors import ModelError, UsageError
 from mmgen.images import to_pil
 from mmgen.models.dual_encoder import DualEncoder
@@ -22,11 +23,11 @@ from mmgen.models.text import TextEncoder
 from mmgen.models.unet import UNet
 from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.catalogue import find, fitting_side, read_index
-from mmgen.pipelines.checkpoint import check_folder, read_json, write_manifest
+from mmgen.pipelines.checkpoint import VOCABULARY, check_folder, write_manifest
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.decoder_stage import DecoderStage
-from mmgen.pipelines.families import FAMILIES
-from mmgen.pipelines.loading import VOCABULARY, read_component, read_words, write_checkpoint
+from mmgen.pipelines.families import FAMILIES, PUBLISHED
+from mmgen.pipelines.loading import read_component, read_words, write_checkpoint
 from mmgen.pipelines.notebook import View, drain, step_end
 from mmgen.pipelines.stage import Draft
 from mmgen.schedulers.interop import MmgenScheduler, adapted
@@ -95,6 +96,11 @@ class MmgenPipeline(DiffusionPipeline):
         folder = find(Path(pretrained_model_name_or_path))
         check_folder(folder)
         index, family = read_index(folder)
+        if index["family"] in PUBLISHED.values():
+            raise ModelError(
+                f"{folder.name} has a pipeline of its own, {index['_class_name']}: load it with that class of "
+                "diffusers, or with mmgen.load"
+            )
         parts = {name: read_component(folder, name, index, dtype) for name in family.components}
         encoder = parts.pop("text_encoder")
         said = {k: v for k, v in index.items() if not k.startswith("_") and k not in family.components}

@@ -6,7 +6,7 @@ What a stage takes, and how its settings are completed, is known here without to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mmgen.errors import UsageError
@@ -14,7 +14,8 @@ from mmgen.types import StageSettings, check_sampler
 
 PRIOR = StageSettings(steps=16, sampler="ddpm", guidance_scale=3.0)
 DECODER = StageSettings(steps=32, sampler="ddpm", guidance_scale=1.5, threshold=0.995, threshold_cap=1.5)
-SUPER_RES = StageSettings(steps=2, sampler="ddim", threshold="clip", noise_level=0.05)
+SUPER_RES = StageSettings(steps=1, sampler="ddim", threshold="clip", noise_level=0.0)
+LATENT = StageSettings(steps=25, sampler="dpmpp-2m", guidance_scale=7.5)
 
 # the settings that each stage uses
 TEXT_TAKES: frozenset[str] = frozenset()
@@ -24,6 +25,8 @@ DECODER_TAKES = frozenset({
     "guidance_limit", "threshold", "threshold_cap", "resample",
 })  # fmt: skip
 SUPER_RES_TAKES = frozenset({"steps", "sampler", "noise_level", "threshold"})
+LATENT_TAKES = DECODER_TAKES - {"threshold", "threshold_cap"}  # latents are no pictures in [-1, 1]
+VAE_TAKES: frozenset[str] = frozenset()
 
 FACTOR = 4  # of a super-resolution stage: its picture's side in that of the picture before
 STORYBOOK_SCALES = (FACTOR, FACTOR**2)  # of its super-resolution stages: sides, in that of the decoder
@@ -31,6 +34,10 @@ STORYBOOK_SCALES = (FACTOR, FACTOR**2)  # of its super-resolution stages: sides,
 # What an index may say of its decoder and image embeddings. "prior": it draws no prompt without one, which the prior
 # makes. "given": it draws prompts without, and is told those of pictures that are varied or mixed. "none": it saw none.
 IMAGE_EMBED = ("prior", "given", "none")
+
+MAX_LEVELS = 8  # of a VAE, each of half the side
+# What a U-Net of diffusers may be told besides time and text: fields of its configuration.
+TOLD_MORE = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
 
 Kind = tuple[str, str]
 """(module, class), as model_index.json has it."""
@@ -52,15 +59,16 @@ class StageForm:
 
 @dataclass(frozen=True)
 class Family:
-    """components: name -> what it may be. join: components and index -> stages.
+    """components: name -> what it may be. join: components, data and index -> stages.
 
-    forms: index and the side of the decoder's pictures -> what those stages will be. Both raise ValueError where the
-    parts do not fit each other.
+    forms: index and the components' config.json -> what those stages will be. Both raise ValueError where the parts do
+    not fit each other. data: name -> a JSON file of the folder that is no component, and that join is given as well.
     """
 
     components: Mapping[str, tuple[Kind, ...]]
     join: Callable[[Mapping[str, Any], Mapping[str, Any]], list[Any]]
-    forms: Callable[[Mapping[str, Any], int], tuple[StageForm, ...]]
+    forms: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[StageForm, ...]]
+    data: Mapping[str, str] = field(default_factory=dict)
 
 
 def up_to(forms: Sequence[StageForm], size: int) -> tuple[StageForm, ...]:
@@ -129,7 +137,8 @@ def _storybook(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
     return stages
 
 
-def _storybook_forms(index: Mapping[str, Any], side: int) -> tuple[StageForm, ...]:
+def _storybook_forms(index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
+    side = _side("decoder", configs)
     forms = [StageForm("text", TEXT_TAKES, StageSettings())]
     if _image_embed(index) == "prior":
         forms.append(StageForm("prior", PRIOR_TAKES, PRIOR))
@@ -138,6 +147,14 @@ def _storybook_forms(index: Mapping[str, Any], side: int) -> tuple[StageForm, ..
         size = scale * side
         forms.append(StageForm(super_res_name(size), SUPER_RES_TAKES, SUPER_RES, size))
     return tuple(forms)
+
+
+def _side(name: str, configs: Mapping[str, Any]) -> int:
+    """Of the pictures that a network draws, or of their latents."""
+    side = configs[name].get("sample_size")
+    if not isinstance(side, int) or side < 1:
+        raise ValueError(f"{name}/config.json: sample_size is {side!r}, and must be a number of pixels")
+    return side
 
 
 def super_res_name(size: int) -> str:
@@ -178,6 +195,55 @@ def _check_widths(parts: Mapping[str, Any]) -> None:
             raise ValueError(f"{part} has {name} {found}, but the encoder before it gives {width}")
 
 
+def _stable_diffusion(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
+    """Text -> decoder, a U-Net that draws latents -> VAE."""
+    from mmgen.pipelines.adapters import colours, noise_of
+    from mmgen.pipelines.latent_stage import LatentStage, VaeStage
+    from mmgen.pipelines.text_stage import TextStage
+
+    unet, vae = parts["unet"], parts["vae"]
+    _check_latents(parts)
+    schedule, kind = noise_of(parts["scheduler"])
+    return [
+        TextStage(parts["text_encoder"], padded=True),
+        LatentStage(unet, LATENT, schedule=schedule, kind=kind, colours=colours(vae)),
+        VaeStage(vae, size=unet.config.sample_size * enlargement(vae.config)),
+    ]
+
+
+def _stable_diffusion_forms(_index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
+    size = _side("unet", configs) * enlargement(configs["vae"])
+    return (
+        StageForm("text", TEXT_TAKES, StageSettings()),
+        StageForm("decoder", LATENT_TAKES, LATENT),
+        StageForm("vae", VAE_TAKES, StageSettings(), size),
+    )
+
+
+def enlargement(vae: Mapping[str, Any]) -> int:
+    """Pixels per side of what a latent stands for, from the VAE's configuration. Raises ValueError if it has none."""
+    channels = vae.get("block_out_channels")
+    if not isinstance(channels, list | tuple) or not 1 <= len(channels) <= MAX_LEVELS:
+        raise ValueError(
+            f"vae/config.json: block_out_channels is {channels!r}, and must be 1 to {MAX_LEVELS} numbers"
+        )
+    return int(2 ** (len(channels) - 1))
+
+
+def _check_latents(parts: Mapping[str, Any]) -> None:
+    unet, latents = parts["unet"].config, parts["vae"].config.latent_channels
+    for name, found, wanted, giver in (
+        ("cross_attention_dim", unet.cross_attention_dim, parts["text_encoder"].width, "text encoder"),
+        ("in_channels", unet.in_channels, latents, "VAE"),
+        ("out_channels", unet.out_channels, latents, "VAE"),
+    ):
+        if found != wanted:
+            raise ValueError(f"unet has {name} {found}, but the {giver} has {wanted}")
+    for name in TOLD_MORE:
+        if unet.get(name) is not None:
+            raise ValueError(f"unet has {name} {unet[name]!r}: it must be told more than time and text")
+
+
 FAMILIES: Mapping[str, Family] = {
     "storybook": Family(
         components={
@@ -189,5 +255,17 @@ FAMILIES: Mapping[str, Family] = {
         },
         join=_storybook,
         forms=_storybook_forms,
-    )
+    ),
+    "stable-diffusion": Family(
+        components={
+            "text_encoder": (("transformers", "CLIPTextModel"),),
+            "unet": (("diffusers", "UNet2DConditionModel"),),
+            "vae": (("diffusers", "AutoencoderKL"),),
+        },
+        join=_stable_diffusion,
+        forms=_stable_diffusion_forms,
+        data={"scheduler": "scheduler/scheduler_config.json"},
+    ),
 }
+PUBLISHED: Mapping[str, str] = {"StableDiffusionPipeline": "stable-diffusion"}
+"""The class that the index of a folder of diffusers names -> its family."""

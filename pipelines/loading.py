@@ -5,28 +5,48 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mmgen import __version__
+from mmgen.component import (
+    Header,
+    numbers,
+    read_any_json,
+    read_json,
+    refuse_foreign,
+    shown_names,
+    weight_files,
+)
 from mmgen.errors import ModelError
 from mmgen.memory import Residency, choose_device, choose_dtype, place
 from mmgen.models.text import TextEncoder
 from mmgen.pipelines.cascade import Cascade
-from mmgen.pipelines.catalogue import find, kind_of, read_index
-from mmgen.pipelines.checkpoint import INDEX, MANIFEST, check_folder, digest, read_json, write_manifest
+from mmgen.pipelines.catalogue import find, kind_of, name_of, read_index
+from mmgen.pipelines.checkpoint import (
+    INDEX,
+    MANIFEST,
+    VOCABULARY,
+    check_folder,
+    digest,
+    manifest_text,
+    write_manifest,
+)
 from mmgen.pipelines.families import FAMILIES
 from mmgen.pipelines.text_to_image import TextToImage
 
 GPU_BATCH = 16
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-VOCABULARY = "vocabulary.json"
 MAX_CONFIG_NUMBER = 16_384  # of widths, depths and sides: a wrong file must not build a billion layers
+# What older versions of diffusers called the projections of an attention, in files that are still published.
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def load(
@@ -34,10 +54,12 @@ def load(
 ) -> TextToImage:
     """A model that draws, in memory as a whole.
 
-    name_or_folder: a bundled model, or a checkpoint folder. device: cpu, cuda, cuda:N, mps; the best there is if None.
+    name_or_folder: a bundled model, a checkpoint folder, or owner/name[@revision] of the Hugging Face Hub, which is
+    fetched, after its size is said, if it is not in the cache. device: cpu, cuda, cuda:N, mps; the best if None.
     dtype: float32, float16 or bfloat16; the fastest that serves if None.
     Raises ModelError for a folder that is no sound checkpoint, before weights are read where that is possible;
-    UsageError for a device or dtype that is not there. Nothing is fetched and no code of the folder is run.
+    MachineError if it cannot be fetched; UsageError for a device or dtype that is not there. For a folder nothing is
+    fetched, and no code of a model is run.
     """
     return _model(name_or_folder, device, dtype, resident=True)
 
@@ -48,8 +70,8 @@ def open_model(
     """The model that `load` gives, but its weights are in memory for the turn of their stage only, on a CPU too.
 
     They are read anew for every turn: a single picture takes longer, and many that go stage by stage need no more
-    memory than the largest stage. Every file is checked against the manifest now; one that has changed by the time it
-    is read is a ModelError then, as are weights that do not fit their configuration.
+    memory than the largest stage. Every file is checked against the manifest now, and the headers of weights against
+    their configuration; one that has changed by the time it is read is a ModelError then, as are NaN and infinity.
     """
     return _model(name_or_folder, device, dtype, resident=False)
 
@@ -64,15 +86,16 @@ def _model(
     index, family = read_index(folder)
     build = read_component if resident else _outline
     parts = {name: build(folder, name, index, number) for name in family.components}
+    data = {name: read_json(folder / path) for name, path in family.data.items()}
     try:
-        stages = family.join(parts, index)
+        stages = family.join({**parts, **data}, index)
     except ValueError as error:
         raise ModelError(f"checkpoint {folder.name}: {error}") from None
     networks = {_network(part): name for name, part in parts.items()}
     read = {network: _reader(folder, name, index, number) for network, name in networks.items()}
     return TextToImage(
         Cascade(stages, Residency(networks, on, None if resident else read)),
-        name=str(index.get("name", folder.name)),
+        name=name_of(folder, index),
         digest=digest(files),
         device=on,
         words=read_words(folder),
@@ -95,7 +118,7 @@ def _outline(folder: Path, name: str, index: Mapping[str, Any], dtype: torch.dty
     if module == "transformers":
         return read_component(folder, name, index, dtype)
     network = build_network(folder / name, getattr(importlib.import_module(module), kind))
-    return place(network, torch.device("meta"), dtype)
+    return place(network, torch.device("meta"), _fitting(network, dtype))
 
 
 def _reader(
@@ -153,10 +176,18 @@ def read_component(folder: Path, name: str, index: Mapping[str, Any], dtype: tor
     if module == "transformers":
         layer = index.get("text_layer", -1)
         encoder = TextEncoder.load(folder / name, folder / "tokenizer", layer=layer, dtype=dtype)
-        _check_finite(name, encoder.model.state_dict())
+        if (found := type(encoder.model).__name__) != kind:
+            raise ModelError(f"{INDEX} says that {name} is {kind}, but its config.json describes a {found}")
+        _check_tensors(name, encoder.model.state_dict())
         place(encoder.model, cpu, dtype)
         return encoder
-    return place(read_network(folder / name, getattr(importlib.import_module(module), kind)), cpu, dtype)
+    network = read_network(folder / name, getattr(importlib.import_module(module), kind))
+    return place(network, cpu, _fitting(network, dtype))
+
+
+def _fitting(network: Any, dtype: torch.dtype) -> torch.dtype:
+    """float32 for a network whose configuration says that it overflows in less."""
+    return torch.float32 if network.config.get("force_upcast") else dtype
 
 
 def read_network(folder: Path, network_class: Any) -> Any:
@@ -165,33 +196,85 @@ def read_network(folder: Path, network_class: Any) -> Any:
     It is built on the meta device, so that a wrong config allocates nothing, then given the file's tensors.
     """
     network = build_network(folder, network_class)
-    tensors = _tensors(folder / WEIGHTS)
+    names = network.state_dict().keys()
+    held: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        tensors = _tensors(file)
+        _check_tensors(f"{folder.name}/{file.name}", tensors)
+        held |= {_current_name(key, names): value for key, value in tensors.items()}
     try:
-        network.load_state_dict(tensors, strict=True, assign=True)
+        network.load_state_dict(held, strict=True, assign=True)
     except RuntimeError as error:
         raise ModelError(f"{folder.name}: the weights do not fit config.json: {_line(error)}") from None
-    _check_finite(folder.name, tensors)
     return network
 
 
 def build_network(folder: Path, network_class: Any) -> Any:
-    """A network as the config.json of its folder says it, on the meta device. Raises ModelError if it says none."""
-    config = {k: v for k, v in read_json(folder / "config.json").items() if not k.startswith("_")}
+    """A network as the config.json of its folder says it, on the meta device.
+
+    Raises ModelError if it says none, or if the headers of the weights have other tensors than that network.
+    """
+    values = read_json(folder / "config.json")
+    refuse_foreign(values, f"{folder.name}/config.json")
+    config = {k: v for k, v in values.items() if not k.startswith("_")}
+    headers = weight_files(folder).values()
     try:
         _check_numbers(config)
-        with torch.device("meta"):
-            return network_class(**config)
+        # twice, because a constructor may replace what it has made
+        with torch.device("meta"), _at_most(2 * sum(map(len, headers))):
+            network = network_class(**config)
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         raise ModelError(
-            f"{folder.name}/config.json does not describe a {network_class.__name__}: {error}"
+            f"{folder.name}/config.json does not describe a {network_class.__name__}: {_line(error)}"
         ) from None
+    _check_fit(folder.name, network, headers)
+    return network
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
-    for name, value in config.items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not 0 <= number <= MAX_CONFIG_NUMBER:
-                raise ValueError(f"{name} is {value}: numbers from 0 to {MAX_CONFIG_NUMBER:,} can be meant")
+    for name, number in numbers(config):
+        if not 0 <= number <= MAX_CONFIG_NUMBER:
+            raise ValueError(f"{name} is {number}: numbers from 0 to {MAX_CONFIG_NUMBER:,} can be meant")
+
+
+@contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Stop a network that makes more parameters than its weights can fill: layers take memory on any device."""
+    here, made = get_ident(), 0
+
+    def counted(_module: Any, _name: str, _parameter: Any) -> None:
+        nonlocal made
+        made += get_ident() == here  # the hook is called for the networks of all threads
+        if made > count:
+            raise ValueError("it has far more parameters than the weights have tensors")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _check_fit(name: str, network: torch.nn.Module, headers: Collection[Header]) -> None:
+    """Raise ModelError, before a tensor is read, for tensors that are missing, unknown or of another shape."""
+    needed = {key: list(value.shape) for key, value in network.state_dict().items()}
+    held = {_current_name(key, needed): entry["shape"] for header in headers for key, entry in header.items()}
+    wrong = {
+        "lack": needed.keys() - held.keys(),
+        "hold also": held.keys() - needed.keys(),
+        "have another shape for": {key for key in needed if held.get(key) != needed[key]},
+    }
+    for what, keys in wrong.items():
+        if keys:
+            raise ModelError(f"{name}: the weights {what} {shown_names(keys)}: they do not fit config.json")
+
+
+def _current_name(key: str, names: Collection[str]) -> str:
+    """What a network calls a tensor of its file, which may be older than the names of today."""
+    path, _, leaf = key.rpartition(".")
+    path, _, layer = path.rpartition(".")
+    current = f"{path}.{OLD_NAMES.get(layer, layer)}.{leaf}"
+    return current if key not in names and current in names else key
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -206,10 +289,16 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _check_finite(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+def _check_tensors(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise ModelError for weights with NaN or infinity, and for a file that holds nothing but zeros.
+
+    name: of the file or component, for the error.
+    """
     for key, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ModelError(f"{name}: the weights {key} hold NaN or infinity; they can draw nothing")
+    if not any(bool(value.any()) for value in tensors.values()):
+        raise ModelError(f"{name} is filled with zeros: its download was cut off, get it again")
 
 
 def read_words(folder: Path) -> frozenset[str] | None:
@@ -218,8 +307,8 @@ def read_words(folder: Path) -> frozenset[str] | None:
     if not path.is_file():
         return None
     try:
-        return frozenset(str(word) for word in json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return frozenset(str(word) for word in read_any_json(path))
+    except TypeError as error:
         raise ModelError(f"{folder.name}/{VOCABULARY} cannot be read: {error}") from None
 
 
@@ -227,7 +316,8 @@ def _copy(folder: Path, files: Mapping[str, Any], out: Path) -> None:
     """The same checkpoint elsewhere; what is loaded is never changed, so its files are the model."""
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty: save into a new folder")
-    # with its manifest, so that a copy that went wrong does not pass for sound
-    for path in (*files, MANIFEST):
+    for path in files:
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / path, out / path)
+    # of what was loaded, so that a copy that went wrong does not pass for sound
+    (out / MANIFEST).write_text(manifest_text(files), "utf-8")

@@ -11,8 +11,9 @@ from torch import Tensor
 from mmgen.conditioning import Conditioning, given
 from mmgen.errors import UsageError
 from mmgen.noise import Noise
+from mmgen.pipelines.denoiser import FLOW
 from mmgen.schedulers.samplers import Denoise, Sampler, Step, sampler
-from mmgen.schedulers.schedules import FlowSchedule
+from mmgen.schedulers.schedules import NoiseSchedule, flow_time
 from mmgen.types import StageSettings
 
 T = TypeVar("T")
@@ -37,25 +38,26 @@ def diffuse(
     stage: str,
     begin: tuple[Tensor, float] | None = None,
     by: Sampler | None = None,
+    schedule: NoiseSchedule = FLOW,
 ) -> Iterator[Step]:
-    """From noise x down the flow path, by the sampler and in the steps that the settings say; at least one step.
+    """From noise x down the schedule, by the sampler and in the steps that the settings say; at least one step.
 
-    x: [B, ...], standard normal. stage: the name that the steps carry. begin: (x0, t), as x and in (0, 1]: what to
-    begin from instead of noise alone, and how noisy; only the steps from t on are taken. by: a sampler that has no
-    name. Raises UsageError without steps or sampler.
+    x: [B, ...], standard normal. stage: the name that the steps carry; their t is flow time. begin: (x0, t), as x and a
+    time of the schedule: what to begin from instead of noise alone, and how noisy; only the steps from t on are taken.
+    by: instead of the sampler that the settings name. Raises UsageError without steps or sampler.
     """
     steps = resolved(settings.steps, "steps", stage)
     run = by or sampler(
         resolved(settings.sampler, "sampler", stage), eta=settings.eta, resample=settings.resample
     )
-    schedule = FlowSchedule()
     times = schedule.times(steps)
     if begin is not None:
         x0, t = begin
         times = torch.cat([times.new_tensor([t]), times[times < t]])
         x = (schedule.alpha(times[0]) * x0 + schedule.sigma(times[0]) * x).to(x.dtype)
     for step in run(denoise, x, times, schedule, noise):
-        yield step._replace(stage=stage)
+        reached = flow_time(schedule, times.new_tensor(step.t))
+        yield step._replace(stage=stage, t=float(reached))
 
 
 def guided_pair(text: Conditioning, negative: Conditioning | None) -> tuple[Conditioning, Conditioning]:

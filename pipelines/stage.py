@@ -23,6 +23,7 @@ class Draft:
 
     text, negative: token states, mask and pooled vector of the prompts and of the negative prompt, if there is one.
     image_embed: [B, E], unit norm. start: [B, 3, H, W], the noise that the decoder begins with, None: from the seeds.
+    latent: [B, C, h, w], float32, of about unit variance: what a VAE makes a picture of.
     image: [B, 3, H, W] in [-1, 1], float32. known: the picture that is drawn over.
     """
 
@@ -32,6 +33,7 @@ class Draft:
     negative: Conditioning | None = None
     image_embed: Tensor | None = None
     start: Tensor | None = None
+    latent: Tensor | None = None
     image: Tensor | None = None
     known: Known | None = None
 

@@ -76,9 +76,10 @@ def foreign_samplers() -> tuple[str, ...]:
     return tuple(name for name in names if _is_scheduler(kind := getattr(theirs, name)) and not _unfit(kind))
 
 
-def foreign_sampler(name: str) -> Sampler:
-    """The scheduler class of diffusers of that name as a sampler, on the flow path where it can run there.
+def foreign_sampler(name: str, betas: Sequence[float] | None = None) -> Sampler:
+    """The scheduler class of diffusers of that name as a sampler.
 
+    betas: of the network's own schedule, where it has them; None: the flow path, where the scheduler can run there.
     Only the number of steps is taken from `times`; a scheduler that evaluates twice a step yields twice.
     Raises UsageError for an unknown name, and for a scheduler that cannot be run so.
     """
@@ -93,7 +94,7 @@ def foreign_sampler(name: str) -> Sampler:
         raise UsageError(f"diffusers has no scheduler {name!r}: the nearest are {', '.join(near)}")
     if reason := _unfit(kind):
         raise UsageError(f"{name} cannot be a sampler: {reason}")
-    return adapted(kind(**_settings(kind)))
+    return adapted(kind(**_settings(kind, betas)))
 
 
 def adapted(scheduler: Any) -> Sampler:
@@ -145,11 +146,13 @@ def _unfit(kind: Any) -> str | None:
     return None
 
 
-def _settings(kind: Callable[..., Any]) -> dict[str, Any]:
+def _settings(kind: Callable[..., Any], betas: Sequence[float] | None) -> dict[str, Any]:
     takes = _parameters(kind)
+    path: Mapping[str, Any] = {} if betas is None else {"trained_betas": list(betas)}
     # Those that do not say how they end, end a flow at noise.
-    on_flow = _ON_FLOW if {"use_flow_sigmas", "final_sigmas_type"} <= takes.keys() else {}
-    return {name: value for name, value in {**_SETTINGS, **on_flow}.items() if name in takes}
+    if betas is None and {"use_flow_sigmas", "final_sigmas_type"} <= takes.keys():
+        path = _ON_FLOW
+    return {name: value for name, value in {**_SETTINGS, **path}.items() if name in takes}
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from torch import nn
-from transformers import BertConfig, BertModel, BertTokenizer
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
 
 from mmgen.models import presets
 from mmgen.pipelines.loading import write_checkpoint
@@ -55,6 +67,39 @@ def write_bert(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
+def write_clip(folder: Path, kind: str = "CLIPTextModel") -> Path:
+    """`folder`/text_encoder and `folder`/tokenizer: a random CLIP of width 32 for 40 tokens.
+
+    There are no merges: words are spelled in letters.
+    """
+    pieces = [*LETTERS, *(f"{c}</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    config = CLIPTextConfig(
+        vocab_size=len(pieces), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=40, projection_dim=24, bos_token_id=len(pieces) - 2, eos_token_id=len(pieces) - 1,
+        pad_token_id=len(pieces) - 1,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "CLIPTextModel":
+            model: Any = CLIPTextModel(config)
+        else:
+            vision = CLIPVisionConfig(
+                hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8,
+                patch_size=4,
+            )  # fmt: skip
+            model = CLIPModel(
+                CLIPConfig(text_config=config.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
+            )
+    model.save_pretrained(folder / "text_encoder")
+    tokenizer = CLIPTokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces)},
+        merges=[],
+        model_max_length=config.max_position_embeddings,
+    )
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
 def awake(build: Callable[[], Any], seed: int = 0) -> Any:
     """The network with its zero layers randomised, so that it says something of all that it is told."""
     with torch.random.fork_rng():
@@ -82,3 +127,68 @@ def write_tiny(folder: Path, image_embed: str = "prior", **changes: Callable[[],
     (folder / "README.md").write_text("# A tiny model for tests\n", "utf-8")
     write_checkpoint(folder, name="tiny", family="storybook", options=options, words=frozenset(WORDS))
     return folder
+
+
+BETAS = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+}
+
+
+def write_stable_diffusion(folder: Path, **vae: Any) -> Path:
+    """A folder as diffusers publishes Stable Diffusion: pictures of 16 px from latents of 8.
+
+    vae: changes of its config. As in the first of them, the scheduler's file says neither spacing nor prediction.
+    """
+    write_clip(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=4,
+            cross_attention_dim=32,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )
+        decoder = AutoencoderKL(
+            **{
+                "block_out_channels": (8, 16),
+                "layers_per_block": 1,
+                "norm_num_groups": 4,
+                "latent_channels": 4,
+                "down_block_types": ("DownEncoderBlock2D",) * 2,
+                "up_block_types": ("UpDecoderBlock2D",) * 2,
+                **vae,
+            }
+        )
+    unet.save_pretrained(folder / "unet")
+    decoder.save_pretrained(folder / "vae")
+    write_scheduler(folder, PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1))
+    settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    old = {k: v for k, v in settings.items() if k not in ("timestep_spacing", "prediction_type")}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(old), "utf-8")
+    return folder
+
+
+def write_scheduler(folder: Path, scheduler: Any) -> None:
+    """Put a scheduler of diffusers into a folder of `write_stable_diffusion`, and write its index."""
+    scheduler.save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index), "utf-8")

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
+from mmgen.component import check_inside, numbers, read_json, refuse_foreign, shown, shown_names, weight_files
 from mmgen.conditioning import Conditioning
 from mmgen.errors import ModelError
 
 MAX_LAYERS = 1000
 MAX_WIDTH = 2**24
+MAX_VOCABULARY = 50_000_000  # bytes, of each file of a tokenizer
+# Of tokenizers, whose files transformers reads; others it reads by other libraries, or by programs.
+TOKENIZERS = ("BertTokenizer", "CLIPTokenizer", "T5Tokenizer", "PreTrainedTokenizer", "TokenizersBackend")
 # In published files, and not needed: the other half, heads of the pre-training, and indices that are computed.
 SPARE_TENSORS = (
     "pooler.", "cls.", "position_ids", "vision_model.", "visual_projection.", "logit_scale", "decoder.", "lm_head."
@@ -72,25 +76,30 @@ class TextEncoder:
         """
         import transformers
 
-        config = _config(model_folder)
-        family = FAMILIES[config["model_type"]]
+        values = _config(model_folder)
+        family = FAMILIES[values["model_type"]]
         model_class = getattr(transformers, family.class_name)
+        headers = weight_files(model_folder)
+        held = {name: entry["shape"] for header in headers.values() for name, entry in header.items()}
         with _quiet():
             try:
+                config = _known(values, model_class.config_class)
+                with torch.device("meta"):
+                    _check_shapes(model_folder.name, model_class(config, **family.options), held)
+                # not the folder, of which transformers would read more than has been looked at
                 model, info = model_class.from_pretrained(
-                    model_folder,
-                    local_files_only=True,
-                    use_safetensors=True,
+                    None,
+                    config=config,
+                    state_dict={name: value for file in headers for name, value in load_file(file).items()},
                     dtype=dtype,
+                    local_files_only=True,
                     output_loading_info=True,
                     **family.options,
                 )
+            except ModelError:
+                raise
             # transformers has no error of its own, and a wrong folder raises anything from KeyError to SafetensorError
             except Exception as error:  # noqa: BLE001
-                if names := _misshapen(model_folder, model_class, family.options):
-                    raise ModelError(
-                        f"{model_folder.name}: the weights have another shape than config.json says: {', '.join(names)}"
-                    ) from None
                 raise ModelError(f"{model_folder.name} cannot be read: {_line(error)}") from None
             tokenizer = _tokenizer(tokenizer_folder or model_folder)
         _check_loaded(model_folder.name, info)
@@ -100,7 +109,7 @@ class TextEncoder:
             )
         depth = model.config.num_hidden_layers
         if isinstance(layer, bool) or not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
-            raise ModelError(f"text_layer is {layer!r}: {model_folder.name} has layers 0 to {depth}")
+            raise ModelError(f"text_layer is {shown(layer)}: {model_folder.name} has layers 0 to {depth}")
         return cls(model, tokenizer, layer=layer)
 
     @property
@@ -110,18 +119,22 @@ class TextEncoder:
         return int(config.d_model if config.model_type == "t5" else config.hidden_size)
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Conditioning:
+    def encode(self, texts: Sequence[str], *, padded: bool = False) -> Conditioning:
         """text [B, L, D], text_mask [B, L] and pooled [B, P], in the model's dtype; L is that of the longest text.
 
-        A text's states do not depend on its neighbours: padding is masked and comes last.
+        A text's states do not depend on its neighbours: padding is masked and comes last. padded: L is `max_tokens`,
+        and padding counts as text; networks that were trained on such states are told them.
         """
         tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            list(texts),
+            padding="max_length" if padded else True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
         ).to(self.model.device)
-        output = self.model(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], output_hidden_states=True
-        )
-        mask = tokens["attention_mask"].bool()
+        seen = torch.ones_like(tokens["attention_mask"]) if padded else tokens["attention_mask"]
+        output = self.model(input_ids=tokens["input_ids"], attention_mask=seen, output_hidden_states=True)
+        mask = seen.bool()
         pooled = self._pool(output.last_hidden_state, mask, output)
         # CLIP's own output is normalised once more; its last hidden state as listed is not
         last = self.layer in (-1, len(output.hidden_states) - 1)
@@ -131,20 +144,42 @@ class TextEncoder:
 
 def _config(folder: Path) -> dict[str, Any]:
     name = f"{folder.name}/config.json"
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{name} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{name} must hold a JSON object")
+    config = read_json(folder / "config.json")
+    refuse_foreign(config, name)
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise ModelError(f"{name} is of type {kind!r}: mmgen knows {', '.join(FAMILIES)}")
-    for key, value in config.items():
+        raise ModelError(f"{name} is of type {shown(kind)}: mmgen knows {', '.join(FAMILIES)}")
+    for key, value in numbers(config):
         most = MAX_LAYERS if "layers" in key else MAX_WIDTH
         if isinstance(value, int) and value > most and "position" not in key:
-            raise ModelError(f"{name}: {key} is {value}, and at most {most:,} can be meant")
+            raise ModelError(f"{name}: {key} is {shown(value)}, and at most {most:,} can be meant")
     return config
+
+
+def _known(values: Mapping[str, Any], config_class: Any) -> Any:
+    """The configuration of a model, from what its class has by itself.
+
+    Others would be taken too, and some of them name kernels to be fetched and run, or files to be read.
+    """
+    values = values.get(config_class.base_config_key, values)
+    known = config_class().to_dict()
+    return config_class(**{name: value for name, value in values.items() if name in known})
+
+
+def _check_shapes(name: str, model: Any, held: Mapping[str, list[int]]) -> None:
+    """Raise ModelError, before a tensor is read, where the weights are not those of a model on the meta device.
+
+    held: the shapes of their tensors. Names that differ are told apart by transformers, which knows old ones.
+    """
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    if wrong := [key for key in shapes if key in held and held[key] != shapes[key]]:
+        raise ModelError(
+            f"{name}: the weights have another shape than config.json says: {shown_names(wrong)}"
+        )
+    needed, there = sum(p.numel() for p in model.parameters()), sum(map(math.prod, held.values()))
+    # twice, for what is missing is named later, and tied parameters may be counted twice
+    if needed > 2 * there:
+        raise ModelError(f"{name}/config.json is of {needed:,} parameters, and the weights hold {there:,}")
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -155,6 +190,7 @@ def _tokenizer(folder: Path) -> Any:
         (folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
     ):
         raise ModelError(f"{folder.name} holds no tokenizer: it needs tokenizer.json or a vocabulary")
+    _check_tokenizer(folder)
     try:
         return transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -163,16 +199,21 @@ def _tokenizer(folder: Path) -> Any:
         raise ModelError(f"{folder.name} cannot be read as a tokenizer: {_line(error)}") from None
 
 
-def _misshapen(folder: Path, model_class: Any, options: Mapping[str, Any]) -> list[str]:
-    """The first few tensors whose shape is not the config's: transformers names them on the screen alone."""
-    try:
-        with torch.device("meta"):
-            expected = model_class(model_class.config_class.from_pretrained(folder), **options).state_dict()
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys() if name in expected}  # noqa: SIM118
-    except Exception:  # noqa: BLE001 - the caller has an error to raise already
-        return []
-    return [name for name, shape in sorted(shapes.items()) if list(expected[name].shape) != shape][:3]
+def _check_tokenizer(folder: Path) -> None:
+    """Raise ModelError for files that are too large, lie elsewhere, or name code to run or files to read."""
+    for path in sorted(folder.rglob("[!.]*")):
+        check_inside(path)
+        size = path.stat().st_size if path.is_file() else 0
+        if size > MAX_VOCABULARY and path.suffix in (".json", ".txt", ".model"):
+            raise ModelError(
+                f"{folder.name}/{path.name} has {size:,} bytes: at most {MAX_VOCABULARY:,} are read"
+            )
+    for name in ("config.json", "tokenizer_config.json"):
+        values = read_json(folder / name) if (folder / name).is_file() else {}
+        refuse_foreign(values, f"{folder.name}/{name}")
+        kind = values.get("tokenizer_class")
+        if kind is not None and str(kind).removesuffix("Fast") not in TOKENIZERS:
+            raise ModelError(f"{folder.name}/{name} is of {shown(kind)}: mmgen knows {', '.join(TOKENIZERS)}")
 
 
 def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
@@ -185,10 +226,8 @@ def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
     }
     for what, keys in wrong.items():
         if keys:
-            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
-            raise ModelError(
-                f"{name}: the weights {what} {', '.join(names[:3])}: they do not fit config.json"
-            )
+            names = shown_names(str(key[0] if isinstance(key, tuple) else key) for key in keys)
+            raise ModelError(f"{name}: the weights {what} {names}: they do not fit config.json")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from mmgen.pipelines.stage import Draft
 from mmgen.temporary import remove_stale, temporary_name
 
 NESTED = ("text", "negative")
-PLAIN = ("image_embed", "start", "image")
+PLAIN = ("image_embed", "start", "latent", "image")
 
 Kept = int
 """What a draft is taken back by."""
@@ -125,7 +125,7 @@ class Drafts:
 
 
 def map_tensors(draft: Draft, change: Callable[[str, Tensor], Tensor]) -> Draft:
-    """The draft with every tensor of its text, embedding, start and picture changed; change is told its name too."""
+    """The draft with every tensor of its texts, NESTED, and of PLAIN changed; change is told its name too."""
     changed: dict[str, Any] = {}
     for name in NESTED:
         told: Conditioning | None = getattr(draft, name)

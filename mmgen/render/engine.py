@@ -22,6 +22,7 @@ from mmgen.memory import Room, is_out_of_memory, release_unused
 from mmgen.memory import room as room_of
 from mmgen.noise import Noise
 from mmgen.pipelines.clock import Clock
+from mmgen.pipelines.latent_stage import VaeStage
 from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.super_res_stage import SuperResStage
 from mmgen.pipelines.text_to_image import TextToImage
@@ -91,8 +92,9 @@ def draw(
 
     cut: taken when the one before is through. folder: where drafts may be put for a while; it must exist. stop: asked
     between micro-batches whether to end; what is unfinished then is lost.
-    Where memory runs out, the batch of that stage is halved for the rest of the run, then super-resolution draws in
-    smaller squares, then a picture fails alone; so does one that becomes NaN. What `commit` raises ends the run.
+    Where memory runs out, the batch of that stage is halved for the rest of the run, then super-resolution and VAEs
+    draw in smaller squares, then a picture fails alone; so does one that becomes NaN. What `commit` raises ends the
+    run.
     Raises ModelError for weights that are not sound or a job of another model, MachineError where the weights of a
     stage have no room or drafts cannot be put away.
     """
@@ -145,7 +147,7 @@ class _Run:
         self._model, self._drafts, self._budget = model, drafts, budget
         self._commit, self._stop, self._watch = commit, stop, watch
         self._most: dict[str, int] = {}  # by stage: pictures at once
-        self._smaller: dict[str, SuperResStage] = {}  # by stage: what stands in for it
+        self._smaller: dict[str, SuperResStage | VaeStage] = {}  # by stage: what stands in for it
         self._tight: set[str] = set()  # stages of which it was said
         self._begins_at: int | None = None  # side of the pictures that are gone on with
         self._missing: frozenset[str] = frozenset()
@@ -288,7 +290,7 @@ class _Run:
     def _in_smaller_squares(self, stage: Stage) -> bool:
         """Draw in squares of half the side from now on; False: they would be too small, or there are none."""
         now = self._smaller.get(stage.name, stage)
-        smaller = now.smaller() if isinstance(now, SuperResStage) else None
+        smaller = now.smaller() if isinstance(now, SuperResStage | VaeStage) else None
         if smaller is None:
             return False
         self._smaller[stage.name] = smaller
@@ -351,6 +353,7 @@ class _Run:
             text=draft.text if "text" in needs else None,
             negative=draft.negative if "text" in needs else None,
             image_embed=draft.image_embed if "image_embed" in needs else None,
+            latent=draft.latent if "latent" in needs else None,
         )
 
     def _finish(self, piece: _Piece, image: Image | None, *, error: str = "", draft: bytes = b"") -> None:

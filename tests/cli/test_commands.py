@@ -235,7 +235,8 @@ def test_inspect_shows_every_file_and_says_which_has_nothing(
     assert outcome.err == "error: bare.png carries no settings\nerror: there is no file none.png\n"
     assert outcome.out.splitlines() == [
         "ours.webp", "  prompt: a fox \\x1b[31m", "  negative prompt: rain", "  seed: 7", "  size: 4x4",
-        "  model: tiny ababababab", "  decoder.steps: 3", "  label: trainedAlgorithmicMedia",
+        "  verb: generate", "  model: tiny", f"  model digest: {'ab' * 9}", "  decoder.steps: 3",
+        "  label: trainedAlgorithmicMedia",
         "theirs.png", "  a dog", "  Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 1",
     ]  # fmt: skip
     values = mmgen_command("inspect", "--json", *files).objects()
@@ -259,11 +260,14 @@ def test_models_are_listed_described_and_verified(
             "dtypes": ["BF16"],
         }
     }
-    monkeypatch.setattr(catalogue, "available", lambda: ["one", "two"])
+    names = [{"name": "one", "bytes": 24_700_000}, {"name": "second", "bytes": 1_234_500_000}]
+    monkeypatch.setattr(catalogue, "listed", lambda: names)
     monkeypatch.setattr(catalogue, "describe", lambda name: {"name": name, "components": parts})
     monkeypatch.setattr(catalogue, "verify", lambda name: ["decoder/x is missing"] if name == "two" else [])
-    assert mmgen_command("models", "list").out == "one\ntwo\n"
-    assert mmgen_command("models", "list", "--json").objects() == [["one", "two"]]
+    assert mmgen_command("models", "list").out.splitlines() == [
+        "one             24.7 MB", "second       1,234.5 MB",
+    ]  # fmt: skip
+    assert mmgen_command("models", "list", "--json").objects() == [names]
     assert mmgen_command("models", "info", "one").out.split() == [
         "name:", "one", "decoder", "EfficientUNet", "12.3", "M", "parameters,", "24.7", "MB", "BF16",
     ]  # fmt: skip

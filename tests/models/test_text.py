@@ -14,38 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from mmgen.errors import ModelError
 from mmgen.models.text import TextEncoder
-from tests.checkpoints import LETTERS, WORDS, word_pieces, write_bert
+from tests.checkpoints import LETTERS, WORDS, word_pieces, write_bert, write_clip
 
 TEXTS = ["a cat", "two red dogs on the beach at night"]
-
-
-def write_clip(folder: Path, kind: str = "CLIPTextModel") -> Path:
-    """Words are spelled in letters: there are no merges."""
-    pieces = [*LETTERS, *(f"{c}</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(pieces), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=40, projection_dim=24, bos_token_id=len(pieces) - 2, eos_token_id=len(pieces) - 1,
-        pad_token_id=len(pieces) - 1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    if kind == "CLIPTextModel":
-        transformers.CLIPTextModel(config).save_pretrained(folder / "text_encoder")
-    else:
-        vision = transformers.CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=8,
-            patch_size=4,
-        )
-        both = transformers.CLIPConfig(
-            text_config=config.to_dict(), vision_config=vision.to_dict(), projection_dim=24
-        )
-        transformers.CLIPModel(both).save_pretrained(folder / "text_encoder")
-    tokenizer = transformers.CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
-    tokenizer.save_pretrained(folder / "tokenizer")
-    return folder
 
 
 def write_t5(folder: Path) -> Path:
@@ -144,6 +115,21 @@ def test_the_last_layer_is_the_output_of_the_model(kind: str, tmp_path: Path) ->
         torch.testing.assert_close(text, output)
 
 
+def test_padding_may_count_as_text(tmp_path: Path) -> None:
+    encoder = load(write_clip(tmp_path))
+    words, alone = encoder.encode(TEXTS, padded=True), encoder.encode(TEXTS[:1], padded=True)
+    assert words.text is not None
+    assert words.text_mask is not None
+    assert words.text.shape == (2, encoder.max_tokens, encoder.width)
+    assert words.text_mask.all()
+    tokens = encoder.tokenizer(
+        TEXTS, padding="max_length", max_length=encoder.max_tokens, return_tensors="pt"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(words.text, encoder.model(tokens["input_ids"]).last_hidden_state)
+    torch.testing.assert_close(words.text[:1], alone.text, atol=1e-5, rtol=0)
+
+
 def test_words_of_the_vocabulary_are_one_token_each(tmp_path: Path) -> None:
     encoder = load(write_bert(tmp_path))
     assert encoder.encode(["red cat"]).text_mask.sum() == 4  # type: ignore[union-attr]  # with [CLS] and [SEP]
@@ -176,9 +162,9 @@ QUERY = "encoder.layer.0.attention.self.query.weight"
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        (QUERY, None, f"lack {QUERY}"),
-        (QUERY, torch.zeros(32, 16), f"another shape than config.json says: {QUERY}"),
-        ("encoder.layer.7.output.dense.bias", torch.zeros(32), r"hold also encoder\.layer\.7"),
+        (QUERY, None, f"lack '{QUERY}'"),
+        (QUERY, torch.zeros(32, 16), f"another shape than config.json says: '{QUERY}'"),
+        ("encoder.layer.7.output.dense.bias", torch.zeros(32), r"hold also 'encoder\.layer\.7"),
     ],
 )
 def test_weights_that_do_not_fit_are_never_drawn_at_random(
@@ -200,7 +186,7 @@ def test_heads_of_the_pre_training_are_let_be(tmp_path: Path, name: str) -> None
 
 def test_folders_that_are_no_encoder(tmp_path: Path) -> None:
     write_bert(tmp_path)
-    with pytest.raises(ModelError, match=r"nowhere/config\.json cannot be read"):
+    with pytest.raises(ModelError, match=r"nowhere/config\.json is missing"):
         TextEncoder.load(tmp_path / "nowhere", dtype=torch.float32)
     with pytest.raises(ModelError, match="text_layer is 3: text_encoder has layers 0 to 2"):
         load(tmp_path, layer=3)

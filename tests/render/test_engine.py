@@ -36,6 +36,8 @@ from mmgen.types import StageSettings
 from tests.checkpoints import write_tiny
 from tests.render.whole import render
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
 FAST = {"prior": StageSettings(steps=2), "decoder": StageSettings(steps=2)}
 SLOWER = {"prior": StageSettings(steps=3), "decoder": StageSettings(steps=2, guidance_scale=4.0)}
 PROMPT = "a red cat on the beach"
@@ -294,7 +296,8 @@ def drafted() -> Draft:
         pooled=torch.randn(2, 8, generator=g),
     )
     image = torch.randn(2, 3, 4, 6, generator=g).to(memory_format=torch.channels_last)
-    return Draft(("a", "b"), "c", told, told[0:2], torch.randn(2, 4, generator=g), None, image)
+    embed, latent = torch.randn(2, 4, generator=g), torch.randn(2, 4, 2, 3, generator=g)
+    return Draft(("a", "b"), "c", told, told[0:2], image_embed=embed, latent=latent, image=image)
 
 
 def tensors(draft: Draft) -> dict[str, Tensor]:
@@ -489,7 +492,7 @@ def test_weights_that_changed_since_they_were_checked_are_refused(
     pipe: TextToImage, changeable: Path
 ) -> None:
     opened = open_model(changeable, device="cpu", dtype="float32")
-    weights = changeable / "decoder" / loading.WEIGHTS
+    weights = changeable / "decoder" / WEIGHTS
     content = weights.read_bytes()
     weights.unlink()
     weights.write_bytes(content)
@@ -501,7 +504,7 @@ def test_weights_that_changed_since_they_were_checked_are_refused(
 
 
 def test_an_opened_model_is_checked_before_anything_is_drawn(changeable: Path) -> None:
-    weights = changeable / "super_res" / loading.WEIGHTS
+    weights = changeable / "super_res" / WEIGHTS
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + b"\1")
     with pytest.raises(ModelError, match="damaged"):
@@ -511,7 +514,7 @@ def test_an_opened_model_is_checked_before_anything_is_drawn(changeable: Path) -
 def test_weights_of_nan_are_refused_when_their_stage_begins(changeable: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    path = changeable / "decoder" / loading.WEIGHTS
+    path = changeable / "decoder" / WEIGHTS
     weights = {name: value.clone() for name, value in load_file(path).items()}
     next(iter(weights.values())).fill_(torch.nan)
     save_file(weights, path)

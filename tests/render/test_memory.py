@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,14 +21,16 @@ from mmgen.errors import UsageError
 from mmgen.memory import place
 from mmgen.models import presets
 from mmgen.noise import Noise
+from mmgen.pipelines.adapters import noise_of
 from mmgen.pipelines.decoder_stage import DecoderStage
-from mmgen.pipelines.families import DECODER, PRIOR, SUPER_RES
+from mmgen.pipelines.families import DECODER, LATENT, PRIOR, SUPER_RES
+from mmgen.pipelines.latent_stage import LatentStage, VaeStage
 from mmgen.pipelines.prior_stage import PriorStage
 from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.super_res_stage import SuperResStage
 from mmgen.render.estimate import picture_bytes
 from mmgen.values import parse_bytes
-from tests.checkpoints import awake, write_tiny
+from tests.checkpoints import BETAS, awake, write_tiny
 
 AT_MOST = 2.5  # times what is measured
 CPU = torch.device("cpu")
@@ -104,6 +107,18 @@ DECODERS = {
     "tiny-unet": (presets.unet_tiny, 32, 16),
     "storybook": (presets.decoder_storybook, presets.STORYBOOK_TEXT, presets.STORYBOOK_IMAGE),
 }
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    },
+    # as Stable Diffusion's, a tenth as wide, on a quarter of the pixels
+    "narrow": {"sample_size": 32, "block_out_channels": (32, 64, 128, 128)},
+}
 
 
 @pytest.mark.parametrize("tokens", [8, 77])
@@ -155,6 +170,34 @@ def test_super_resolution_takes_what_is_estimated(
 def test_a_text_encoder_takes_what_is_estimated(tmp_path: Path) -> None:
     stage: Any = mmgen.load(write_tiny(tmp_path / "tiny"), device="cpu", dtype="float32").cascade.stages[0]
     assert_near(measured(stage, Draft((" ".join(["cat"] * 100),), "snow")))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_unet_takes_what_is_estimated(name: str) -> None:
+    network = built(
+        lambda: UNet2DConditionModel(cross_attention_dim=32, norm_num_groups=4, **PUBLISHED[name])
+    )
+    schedule, kind = noise_of({**BETAS, "_class_name": "PNDMScheduler"})
+    stage = LatentStage(network, LATENT, schedule=schedule, kind=kind, colours=None)
+    draft = Draft(("a cat",), text=told(77, 32), negative=told(77, 32))
+    assert_near(measured(stage, draft, steps=2))
+    assert_near(measured(stage, draft, steps=2, guidance_scale=1.0))
+
+
+@pytest.mark.parametrize(("channels", "side"), [((8, 16), 16), ((16, 32, 64, 64), 128)])
+def test_a_vae_takes_what_is_estimated(channels: tuple[int, ...], side: int) -> None:
+    levels = len(channels)
+    vae = AutoencoderKL(
+        block_out_channels=channels,
+        layers_per_block=2,
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+    )
+    inner = side // 2 ** (levels - 1)
+    draft = Draft(("a cat",), latent=torch.randn(1, 4, inner, inner))
+    assert_near(measured(VaeStage(place(vae, CPU, torch.float32), size=side), draft))
 
 
 @pytest.mark.parametrize(

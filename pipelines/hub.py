@@ -1,0 +1,315 @@
+"""Models of the Hugging Face Hub: from `owner/name[@revision]` to a folder of the Hub's cache. Imports no torch.
+
+What is in the cache is used as it is, without asking the Hub; `pull` asks. Of a repository only what a stage reads is
+fetched, and its index last: a snapshot that has one is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from mmgen.component import STEMS, is_plain, read_json
+from mmgen.errors import MachineError, MmgenError, ModelError
+from mmgen.pipelines.checkpoint import CARD, INDEX, MANIFEST, TEXTS, VOCABULARY, part_names
+
+if TYPE_CHECKING:
+    from huggingface_hub import DeleteCacheStrategy
+
+SITE = "https://huggingface.co"
+SECONDS = 30.0  # in which the Hub must answer
+NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([A-Za-z0-9_][\w./-]*))?", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+DEFAULT_REVISION = "main"
+# fp16 of model.fp16.safetensors, of its shards and of their index
+VARIANT = re.compile(
+    rf"(?:{'|'.join(STEMS)})(?:\.([^.-]+)(?:-\d{{5}}-of-\d{{5}})?\.safetensors|\.safetensors\.index\.([^.]+)\.json)"
+)
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model as it is asked for. id: owner/name. revision: a branch, tag or commit; None: the newest."""
+
+    id: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.id if self.revision is None else f"{self.id}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A whole model in the cache. name: owner/name@COMMIT. bytes: on the disk, shared with other commits or not."""
+
+    name: str
+    bytes: int
+
+
+def parse(text: str) -> HubModel | None:
+    """owner/name or owner/name@revision; None for what is neither."""
+    found = NAME.fullmatch(text)
+    if found is None or ".." in text:
+        return None
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(found[1])
+    except HFValidationError:
+        return None
+    return HubModel(*found.groups())
+
+
+def recorded_name(folder: Path) -> str | None:
+    """owner/name@COMMIT for a snapshot in the cache, None for any other folder."""
+    kind, _, repository = folder.parent.parent.name.partition("--")
+    if kind != "models" or folder.parent.name != "snapshots" or not COMMIT.fullmatch(folder.name):
+        return None
+    return f"{repository.replace('--', '/', 1)}@{folder.name}"
+
+
+def cached_folder(model: HubModel) -> Path | None:
+    """Where a model lies in the cache, None if it is not there as a whole. Asks nobody."""
+    found = _cached_file(model, INDEX)
+    return None if found is None else found.parent
+
+
+def absent(model: HubModel) -> ModelError:
+    """What is said where a model is not in the cache and may not be fetched."""
+    from huggingface_hub import constants
+
+    why = ", and --offline or HF_HUB_OFFLINE forbids to fetch it" if is_offline() else ""
+    return ModelError(
+        f"{model} is not, or not as a whole, in the cache {constants.HF_HUB_CACHE}{why}: "
+        f"'mmgen models pull {model}' gets it from the Hub"
+    )
+
+
+def is_offline() -> bool:
+    """Whether nothing may be fetched, as HF_HUB_OFFLINE said when huggingface_hub was imported, or says now."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1"
+
+
+def pull(model: HubModel, check: Callable[[Path], object]) -> Path:
+    """The folder in the cache of what the Hub has for a model, after what is missing of it has been fetched.
+
+    check: is given a folder that holds the index alone, and raises if such a model could not be used. How many files
+    and bytes are fetched is said on stderr before they are.
+    Raises ModelError if the Hub has no such model, or does not give it; MachineError for the network and the disk.
+    """
+    if is_offline():
+        raise absent(model)
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with _explained(model), TemporaryDirectory() as temporary:
+        revision = model.revision or DEFAULT_REVISION
+        info = HfApi().model_info(model.id, revision=revision, files_metadata=True, timeout=SECONDS)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        commit = HubModel(model.id, info.sha)
+        if INDEX not in sizes:
+            raise ModelError(
+                f"{model.id} has no {INDEX} on the Hub: it is no model in the layout of diffusers"
+            )
+        alone = Path(temporary) / model.id.partition("/")[2]
+        hf_hub_download(model.id, INDEX, revision=info.sha, local_dir=alone)
+        check(alone)
+        wanted = _wanted(sizes, read_json(alone / INDEX))
+        if missing := [name for name in wanted if _cached_file(commit, name) is None]:
+            _fetch(commit, missing, sum(sizes[name] for name in missing))
+        folder = Path(hf_hub_download(model.id, INDEX, revision=info.sha)).parent
+        if revision != info.sha:
+            _write_ref(folder.parent.parent / "refs" / revision, folder.name)
+    return folder
+
+
+def _wanted(names: Collection[str], index: Mapping[str, Any]) -> list[str]:
+    """What is read of a repository: texts and safetensors of the components that its index names.
+
+    Of a component that has plain weights, variants such as fp16 are left where they are.
+    """
+    wanted = [name for name in (INDEX, MANIFEST, VOCABULARY, CARD) if name in names]
+    for part in part_names(index):
+        inside = [name.partition("/")[2] for name in names if name.startswith(f"{part}/")]
+        files = [name for name in inside if is_plain(name) and Path(name).suffix in {*TEXTS, ".safetensors"}]
+        plain = any(Path(name).suffix == ".safetensors" and not _is_variant(name) for name in files)
+        wanted += [f"{part}/{name}" for name in sorted(files) if not (plain and _is_variant(name))]
+    return wanted
+
+
+def _is_variant(name: str) -> bool:
+    return VARIANT.fullmatch(name) is not None
+
+
+def _fetch(commit: HubModel, missing: Collection[str], size: int) -> None:
+    """Say what is fetched, and fetch all of it but the index."""
+    from huggingface_hub import constants, snapshot_download
+    from tqdm import tqdm
+
+    tqdm.write(f"fetching {commit}: {len(missing)} files, {size / 1e6:,.1f} MB", file=sys.stderr)
+    cache = Path(constants.HF_HUB_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(cache).free) < size:
+        raise MachineError(
+            f"{commit.id} takes {size / 1e6:,.1f} MB, and {cache} has {free / 1e6:,.1f} MB left: free some space, or "
+            "set HF_HOME to a folder elsewhere"
+        )
+    rest = [name for name in missing if name != INDEX]
+    snapshot_download(
+        commit.id,
+        revision=commit.revision,
+        allow_patterns=[escape(name) for name in rest],
+        tqdm_class=tqdm if sys.stderr.isatty() else None,
+    )
+    # cut off from the network, it returns what there is
+    if lacking := [name for name in rest if _cached_file(commit, name) is None]:
+        raise MachineError(f"{commit.id} was not fetched as a whole, {lacking[0]} is missing: try again")
+
+
+def _cached_file(model: HubModel, name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model.id, name, revision=model.revision or DEFAULT_REVISION)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _write_ref(ref: Path, commit: str) -> None:
+    """Let a revision mean this commit from now on, as huggingface_hub's cache has it."""
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    new = ref.with_name(f"{ref.name}.{os.getpid()}")
+    new.write_text(commit, "utf-8")
+    new.replace(ref)
+
+
+@contextmanager
+def _explained(model: HubModel) -> Iterator[None]:
+    """Errors of huggingface_hub as ours, in one line."""
+    from huggingface_hub import errors, get_token
+
+    state = "a token is set" if get_token() else "no token is set (HF_TOKEN, or 'hf auth login')"
+    try:
+        yield
+    except MmgenError:
+        raise
+    except errors.GatedRepoError:
+        raise ModelError(
+            f"{model.id} is gated: accept its licence at {SITE}/{model.id}, with an account whose token is set here; "
+            f"now {state}"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ModelError(
+            f"{model.id} has no revision {model.revision!r}: {SITE}/{model.id} lists them"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise ModelError(
+            f"no model {model.id!r}: there is no such folder, and the Hub has none of that name, or a private one "
+            f"({state})"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        raise MachineError(f"the Hub did not give {model.id}: {_line(error)}") from None
+    except (OSError, RuntimeError, errors.HTTPError) as error:  # type: ignore[attr-defined]
+        raise _machine(model, error) from None
+
+
+def _machine(model: HubModel, error: Exception) -> MachineError:
+    """What stands in the way of a download that is not the Hub's answer."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MachineError(
+            f"the disk is full, and {model.id} not fetched as a whole: free some space, or set HF_HOME to a folder "
+            "elsewhere; what is there is kept"
+        )
+    if isinstance(error, PermissionError):
+        return MachineError(
+            f"{error.filename} cannot be written: {error.strerror}; HF_HOME sets another cache"
+        )
+    return MachineError(
+        f"the Hub cannot be reached for {model.id}, which is not in the cache as a whole: {_line(error)}"
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def cached() -> list[Cached]:
+    """Every whole model in the layout of diffusers that the cache holds, by name."""
+    return sorted(
+        (
+            Cached(f"{repository.repo_id}@{revision.commit_hash}", revision.size_on_disk)
+            for repository in _repositories()
+            for revision in repository.revisions
+            if (revision.snapshot_path / INDEX).is_file()
+        ),
+        key=lambda one: one.name,
+    )
+
+
+def removal(model: HubModel) -> tuple[list[str], DeleteCacheStrategy]:
+    """The commits of a model in the cache, and what removes them. Raises ModelError if there are none.
+
+    A revision that is not given means all of them.
+    """
+    from huggingface_hub import scan_cache_dir
+
+    commits = sorted(
+        revision.commit_hash
+        for repository in _repositories()
+        if repository.repo_id == model.id
+        for revision in repository.revisions
+        if model.revision is None or model.revision in (revision.commit_hash, *revision.refs)
+    )
+    if not commits:
+        raise ModelError(f"{model} is not in the cache: 'mmgen models list' says what is")
+    return commits, scan_cache_dir().delete_revisions(*commits)
+
+
+def _repositories() -> list[Any]:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        found = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    return [repository for repository in found if repository.repo_type == "model"]
+
+
+def damaged(folder: Path) -> Iterator[str]:
+    """What is wrong with the files of a snapshot: the cache calls each by the checksum that the Hub gave for it.
+
+    Nothing for any other folder.
+    """
+    name = recorded_name(folder)
+    for path in sorted(folder.rglob("*")) if name is not None else ():
+        if not path.is_symlink():
+            continue
+        blob = Path(os.path.realpath(path))
+        if not blob.is_file() or _checksum(blob) != blob.name:
+            yield (
+                f"{path.relative_to(folder).as_posix()} is damaged: it is not what the Hub gave; "
+                f"'mmgen models remove {name}', then pull it again"
+            )
+
+
+def _checksum(blob: Path) -> str:
+    """The sha256 of a large file, and of a small one what git calls it. A name that is neither is taken at its word."""
+    if len(blob.name) == 64:
+        with blob.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if len(blob.name) == 40:
+        content = blob.read_bytes()
+        return hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
+    return blob.name
