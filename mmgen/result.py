@@ -56,9 +56,9 @@ class Result(Sequence[Image]):
 
     def __repr__(self) -> str:
         width, height = self.request.size
-        count = len(self.images) if self.complete else f"{len(self.images)} of {self._asked}"
+        count = f"{len(self)}" if self.complete else f"{len(self)} of {self._asked}"
         seconds = sum(r.seconds for r in self.records)
-        return f"Result({count} pictures, {width}x{height}, {seconds:.1f} s)"
+        return f"Result({count} picture{'s' * (self._asked != 1)}, {width}x{height}, {seconds:.1f} s)"
 
     def _repr_html_(self) -> str:
         """What Jupyter shows: thumbnails, each with its prompt and seed."""

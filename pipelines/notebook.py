@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 View = Callable[[Step], None]
 OnStepEnd = Callable[["TextToImage", int, float, dict[str, Any]], Mapping[str, Any] | None]
 PREVIEW_EVERY = 4  # steps: often enough to watch, and seldom enough to cost nothing beside them
+COLUMNS = 80  # of a bar of text in a page, which does not say how wide it is
 
 
 def drain(run: Generator[Step, None, Result], views: Iterable[View]) -> Result:
@@ -67,24 +69,45 @@ def in_jupyter() -> bool:
 @contextlib.contextmanager
 def bars(batches: int, rounds: Mapping[str, int]) -> Iterator[View]:
     """One bar for each stage, over all pictures; batches, rounds: as `following` takes them."""
-    from tqdm.auto import tqdm
-
     shown: dict[str, Any] = {}
+    seen = time.time()  # as tqdm reads it
+
+    def count_for(stage: str) -> None:
+        """Count the time since the last step for this stage alone: the clocks of the others stand."""
+        nonlocal seen
+        for name, bar in shown.items():
+            if name != stage:
+                bar.last_print_t = seen  # where its clock stopped
+                bar.unpause()
+        seen = time.time()
 
     def show(step: Step) -> None:
+        count_for(step.stage)
         if step.stage not in shown:
-            shown[step.stage] = tqdm(total=rounds.get(step.stage, batches) * step.total, desc=step.stage)
+            shown[step.stage] = _bar(step.stage, rounds.get(step.stage, batches) * step.total)
         bar = shown[step.stage]
         bar.update()
-        if bar.n == bar.total:
-            bar.refresh()  # or it would stand short of its end, for it draws itself only now and then
+        if step.index == step.total:
+            bar.refresh()  # or it would stand short of there, for it draws itself only now and then
 
     try:
         yield show
     finally:
+        count_for("")
         # together at the end, in order: one that ends alone moves the cursor under the others
         for bar in shown.values():
             bar.close()
+
+
+def _bar(stage: str, total: int) -> Any:
+    """A bar of tqdm: of widgets where a page has them, otherwise of text."""
+    from tqdm.asyncio import tqdm_asyncio
+    from tqdm.auto import tqdm
+
+    if in_jupyter() and tqdm is tqdm_asyncio:
+        # a page cannot go back to a line above: all share one, as wide for each; and it shows stderr as an error
+        return tqdm(total=total, desc=stage, position=0, ncols=COLUMNS, file=sys.stdout)
+    return tqdm(total=total, desc=stage)
 
 
 @contextlib.contextmanager

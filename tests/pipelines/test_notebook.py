@@ -21,7 +21,7 @@ from mmgen.errors import UsageError
 from mmgen.images import read_metadata
 from mmgen.noise import Noise
 from mmgen.pipelines.cascade import Cascade
-from mmgen.pipelines.notebook import PREVIEW_EVERY, in_jupyter
+from mmgen.pipelines.notebook import COLUMNS, PREVIEW_EVERY, bars, in_jupyter
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.result import CAPTION_CHARS, Result
@@ -176,6 +176,7 @@ def test_an_interrupted_run_returns_the_pictures_that_are_done(tmp_path: Path) -
     assert part.request == whole.request
     assert (whole.complete, part.complete) == (True, False)
     assert re.fullmatch(r"Result\(2 of 4 pictures, 8x8, \d+\.\d s\)", repr(part))
+    assert repr(easel()("a fox", seeds=[1])).startswith("Result(1 picture, 8x8, ")
     assert [record.steps for record in part.records] == [5]
     assert [path.name for path in part.save(tmp_path)] == ["0001-a-fox-1.png", "0002-a-fox-2.png"]
     assert part.grid().width == 16
@@ -248,7 +249,7 @@ def test_a_callback_sees_every_step_as_in_diffusers(pipe: TextToImage) -> None:
     assert same(drawn, pipe(PROMPT, seeds=[1], size=64, stages=FAST))
     assert [step[:2] for step in seen] == [
         *(("prior", i) for i in range(4)), *(("decoder", i) for i in range(5)),
-        ("super-res-64", 0), ("super-res-64", 1),
+        ("super-res-64", 0),
     ]  # fmt: skip
     times = [t for stage, _, t, _ in seen if stage == "decoder"]
     assert times == sorted(times, reverse=True)
@@ -334,10 +335,47 @@ def test_a_terminal_has_a_bar_for_each_stage_over_all_pictures(
     assert [last_of(stage, shown) for stage in ("prior", "decoder", "super-res-64")] == [
         "8/8",
         "10/10",
-        "4/4",
+        "2/2",
     ]
     assert "text" not in shown  # it has no steps
     assert shown.endswith("\n")
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that bars read; it stands until a test changes it."""
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    monkeypatch.setattr("mmgen.pipelines.notebook.time.time", lambda: now[0])
+    return now
+
+
+def steps_of(stage: str, total: int) -> list[Step]:
+    x = torch.zeros(1)
+    return [Step(stage, index, total, 0.0, x, x) for index in range(1, total + 1)]
+
+
+@pytest.mark.usefixtures("now")
+def test_a_bar_says_where_its_stage_stands_while_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
+    with bars(batches=3, rounds={}) as show:
+        for done in ("2/6", "4/6"):
+            for step in steps_of("prior", 2):
+                show(step)
+            assert last_of("prior", terminal.getvalue()) == done
+
+
+def test_a_bar_counts_the_time_of_its_own_stage(monkeypatch: pytest.MonkeyPatch, now: list[float]) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
+    with bars(batches=2, rounds={}) as show:
+        for stage, seconds in [("prior", 1), ("decoder", 10)] * 2:
+            for step in steps_of(stage, 2):
+                now[0] += seconds
+                show(step)
+        now[0] += 100
+    ended = re.findall(r"(\w+): 100%[^\r]* 4/4 \[(\d\d:\d\d)<", terminal.getvalue())
+    # without a stage's first step of all, which is when its bar appears
+    assert ended[-2:] == [("prior", "00:03"), ("decoder", "00:30")]
 
 
 def test_what_runs_before_the_frames_has_bars_of_its_own(
@@ -371,9 +409,28 @@ def test_jupyter_shows_previews_in_one_place_that_is_empty_at_the_end(
     pipe(PROMPT, seeds=[1], size=64, stages=FAST)
     ((first, *shown, last),) = jupyter.places
     assert first == last == ""
-    assert [_Page(text).texts for text in shown] == [["decoder 4/5"], ["decoder 5/5"], ["super-res-64 2/2"]]
+    assert [_Page(text).texts for text in shown] == [["decoder 4/5"], ["decoder 5/5"], ["super-res-64 1/1"]]
     assert pictures_of(_Page(shown[-1]))[0].size == (64, 64)
-    assert last_of("decoder", capsys.readouterr().err) == "5/5"
+    assert last_of("decoder", capsys.readouterr().out) == "5/5"
+
+
+@pytest.mark.usefixtures("jupyter")
+def test_a_page_without_widgets_has_one_line_until_the_end(
+    capsys: pytest.CaptureFixture[str], now: list[float]
+) -> None:
+    with bars(batches=2, rounds={}) as show:
+        for stage in ("prior", "decoder") * 2:
+            for step in steps_of(stage, 3):
+                now[0] += 1
+                show(step)
+        running = capsys.readouterr().out
+    ended, errors = capsys.readouterr()
+    drawn = running.strip("\r").split("\r")
+    assert {len(line) for line in drawn} == {COLUMNS}  # nothing is left of a longer one
+    assert "\n" not in running
+    assert "\x1b" not in running + ended
+    assert re.findall(r"(\w+): 100%[^\r]* (6/6) [^\r]*\n", ended) == [("prior", "6/6"), ("decoder", "6/6")]
+    assert errors == ""
 
 
 def test_jupyter_shows_nothing_where_progress_is_not_wanted(jupyter: _Display) -> None:
