@@ -51,7 +51,10 @@ class TextUNet:
         return given(cond.text, "text").to(self.dtype)
 
     def __call__(self, x_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """What it predicts, [B, C, h, w]. t: [B], training steps; the finished picture at -1 is as step 0 to it."""
+        """What it predicts, [B, C, h, w]; C is twice that of x_t where it has learned a variance.
+
+        t: [B], training steps; the finished picture at -1 is as step 0 to it.
+        """
         out: Tensor = self.network(x_t, t.clamp(min=0), encoder_hidden_states=text, return_dict=False)[0]
         return out
 
@@ -69,11 +72,10 @@ def noise_of(config: Mapping[str, Any]) -> tuple[DiscreteSchedule, PredictionKin
     schedule, kind = schedules.from_diffusers_config(config), prediction.from_diffusers_config(config)
     if not isinstance(schedule, DiscreteSchedule):
         raise ModelError(f"scheduler config is of class {name!r}, which has no betas: this family needs them")
-    if kind == "learned-range" or (kind == "eps" and schedule.alpha_bar[-1] == 0):
+    if kind in ("eps", "learned-range") and schedule.alpha_bar[-1] == 0:
         raise ModelError(
-            f"scheduler config says that the network predicts {kind}, with variance_type "
-            f"{config.get('variance_type')!r} and rescale_betas_zero_snr {config.get('rescale_betas_zero_snr')!r}: "
-            "these do not fit together"
+            f"scheduler config says that the network predicts {kind}, with rescale_betas_zero_snr "
+            f"{config.get('rescale_betas_zero_snr')!r}: these do not fit together"
         )
     return schedule, kind
 

@@ -33,7 +33,7 @@ def make_denoiser(
 
     network: with `prepare` and `dtype`. schedule, kind: what it is trained on, and what it predicts.
     cond: what is asked for. other: what guidance leads away from, the null or a negative prompt, with the same fields;
-    None: no guidance.
+    None: no guidance. A variance that the network has learned is what it says to cond.
     Raises NonFiniteError when a network's output is not finite.
     """
     count = _rows_of(cond)
@@ -55,11 +55,12 @@ def make_denoiser(
         time, level = float(flow_time(schedule, t)), (schedule.alpha(t), schedule.sigma(t))
         if guidance.is_active(scale, interval, time):
             out = network(torch.cat([x, x]), torch.cat([at, at]), prepared_both).float()
-            x0 = mix(*(to_x0(half, x_t, *level, kind).x0 for half in (out[:count], out[count:])))
+            found, away = (to_x0(half, x_t, *level, kind) for half in (out[:count], out[count:]))
+            found = found._replace(x0=mix(found.x0, away.x0))
         else:
-            x0 = to_x0(network(x, at, prepared).float(), x_t, *level, kind).x0
+            found = to_x0(network(x, at, prepared).float(), x_t, *level, kind)
         try:
-            return Prediction(limit(x0), None)
+            return found._replace(x0=limit(found.x0))
         except NonFiniteError as error:
             raise NonFiniteError(f"stage {stage!r} at time {time:.3f}: {error}") from None
 

@@ -16,6 +16,7 @@ PRIOR = StageSettings(steps=16, sampler="ddpm", guidance_scale=3.0)
 DECODER = StageSettings(steps=32, sampler="ddpm", guidance_scale=1.5, threshold=0.995, threshold_cap=1.5)
 SUPER_RES = StageSettings(steps=1, sampler="ddim", threshold="clip", noise_level=0.0)
 LATENT = StageSettings(steps=25, sampler="dpmpp-2m", guidance_scale=7.5)
+IF = StageSettings(steps=50, sampler="ddpm", guidance_scale=7.0, threshold=0.95, threshold_cap=1.5)
 
 # the settings that each stage uses
 TEXT_TAKES: frozenset[str] = frozenset()
@@ -36,7 +37,8 @@ STORYBOOK_SCALES = (FACTOR, FACTOR**2)  # of its super-resolution stages: sides,
 IMAGE_EMBED = ("prior", "given", "none")
 
 MAX_LEVELS = 8  # of a VAE, each of half the side
-# What a U-Net of diffusers may be told besides time and text: fields of its configuration.
+IF_TOKENS = 77  # of every text, in the training of DeepFloyd IF; its encoder can read more
+# What a U-Net of diffusers may be told besides time and text, or in another way: fields of its configuration.
 TOLD_MORE = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
 
 Kind = tuple[str, str]
@@ -201,11 +203,12 @@ def _stable_diffusion(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> li
     from mmgen.pipelines.latent_stage import LatentStage, VaeStage
     from mmgen.pipelines.text_stage import TextStage
 
-    unet, vae = parts["unet"], parts["vae"]
-    _check_latents(parts)
+    encoder, unet, vae = parts["text_encoder"], parts["unet"], parts["vae"]
     schedule, kind = noise_of(parts["scheduler"])
+    _check_channels(unet.config, vae.config.latent_channels, "VAE", kind)
+    _check_told(unet.config, "cross_attention_dim", encoder.width)
     return [
-        TextStage(parts["text_encoder"], padded=True),
+        TextStage(encoder, length=encoder.max_tokens, seen=True),
         LatentStage(unet, LATENT, schedule=schedule, kind=kind, colours=colours(vae)),
         VaeStage(vae, size=unet.config.sample_size * enlargement(vae.config)),
     ]
@@ -230,20 +233,63 @@ def enlargement(vae: Mapping[str, Any]) -> int:
     return int(2 ** (len(channels) - 1))
 
 
-def _check_latents(parts: Mapping[str, Any]) -> None:
-    unet, latents = parts["unet"].config, parts["vae"].config.latent_channels
-    for name, found, wanted, giver in (
-        ("cross_attention_dim", unet.cross_attention_dim, parts["text_encoder"].width, "text encoder"),
-        ("in_channels", unet.in_channels, latents, "VAE"),
-        ("out_channels", unet.out_channels, latents, "VAE"),
-    ):
-        if found != wanted:
-            raise ValueError(f"unet has {name} {found}, but the {giver} has {wanted}")
-    for name in TOLD_MORE:
-        if unet.get(name) is not None:
-            raise ValueError(f"unet has {name} {unet[name]!r}: it must be told more than time and text")
+def _if(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
+    """Text -> decoder, a U-Net that draws small pictures."""
+    from mmgen.pipelines.adapters import noise_of
+    from mmgen.pipelines.latent_stage import PixelStage
+    from mmgen.pipelines.text_stage import TextStage
+
+    encoder, unet = parts["text_encoder"], parts["unet"]
+    schedule, kind = noise_of(parts["scheduler"])
+    _check_channels(unet.config, 3, "picture", kind)
+    _check_told(
+        unet.config,
+        "encoder_hid_dim",
+        encoder.width,
+        {"addition_embed_type": "text", "encoder_hid_dim_type": "text_proj"},
+    )
+    return [
+        TextStage(encoder, length=IF_TOKENS, lower=True),
+        PixelStage(unet, IF, schedule=schedule, kind=kind),
+    ]
 
 
+def _if_forms(_index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
+    return (
+        StageForm("text", TEXT_TAKES, StageSettings()),
+        StageForm("decoder", DECODER_TAKES, IF, _side("unet", configs)),
+    )
+
+
+def _check_channels(unet: Any, channels: int, of: str, kind: str) -> None:
+    """Raise ValueError for a U-Net that draws something else.
+
+    channels, of: how many, and what has so many. kind: of prediction, as the scheduler's file says it.
+    """
+    if unet.in_channels != channels:
+        raise ValueError(f"unet has in_channels {unet.in_channels}, but the {of} has {channels}")
+    said = 2 * channels if kind == "learned-range" else channels
+    if unet.out_channels != said:
+        raise ValueError(
+            f"unet has out_channels {unet.out_channels}, but one that predicts {kind} has {said}"
+        )
+
+
+def _check_told(unet: Any, name: str, width: int, ways: Mapping[str, str] | None = None) -> None:
+    """Raise ValueError for a U-Net that is told more than time and text.
+
+    name: where it says how wide a text is. ways: those of `TOLD_MORE` that take a text alone.
+    """
+    if unet[name] != width:
+        raise ValueError(f"unet has {name} {unet[name]}, but the text encoder has {width}")
+    for field_name in TOLD_MORE:
+        if unet.get(field_name) not in (None, (ways or {}).get(field_name)):
+            raise ValueError(
+                f"unet has {field_name} {unet[field_name]!r}: it must be told more than time and text"
+            )
+
+
+SCHEDULER: Mapping[str, str] = {"scheduler": "scheduler/scheduler_config.json"}
 FAMILIES: Mapping[str, Family] = {
     "storybook": Family(
         components={
@@ -264,8 +310,17 @@ FAMILIES: Mapping[str, Family] = {
         },
         join=_stable_diffusion,
         forms=_stable_diffusion_forms,
-        data={"scheduler": "scheduler/scheduler_config.json"},
+        data=SCHEDULER,
+    ),
+    "if": Family(
+        components={
+            "text_encoder": (("transformers", "T5EncoderModel"),),
+            "unet": (("diffusers", "UNet2DConditionModel"),),
+        },
+        join=_if,
+        forms=_if_forms,
+        data=SCHEDULER,
     ),
 }
-PUBLISHED: Mapping[str, str] = {"StableDiffusionPipeline": "stable-diffusion"}
+PUBLISHED: Mapping[str, str] = {"StableDiffusionPipeline": "stable-diffusion", "IFPipeline": "if"}
 """The class that the index of a folder of diffusers names -> its family."""

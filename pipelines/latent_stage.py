@@ -1,8 +1,8 @@
-"""Text -> latents, by a published U-Net, and latents -> the picture, by the VAE that they belong to."""
+"""Text -> a picture or latents, by a published U-Net, and latents -> the picture, by the VAE that they belong to."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from mmgen.errors import NonFiniteError, UsageError
 from mmgen.noise import Noise
 from mmgen.pipelines.adapters import TextUNet, unscaled
 from mmgen.pipelines.denoiser import make_denoiser
-from mmgen.pipelines.families import LATENT_TAKES, VAE_TAKES, enlargement
+from mmgen.pipelines.families import DECODER_TAKES, LATENT_TAKES, VAE_TAKES, enlargement
 from mmgen.pipelines.sampling import diffuse, resolved
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.super_res_stage import MIN_SQUARE, OVERLAP, SQUARE
@@ -26,38 +26,27 @@ from mmgen.schedulers.schedules import DiscreteSchedule
 from mmgen.types import SAMPLERS, StageSettings
 
 
-class LatentStage:
-    """A guided diffusion decoder in the space of a VAE. Source: Rombach et al. 2022, arXiv:2112.10752.
+class UNetStage:
+    """What the decoders that are published U-Nets share: a guided run of one.
 
-    schedule, kind: what the network was trained on, and what it predicts. colours: from latents to what is seen of them
-    meanwhile, as `adapters.colours` gives it; None: nothing is.
+    schedule, kind: what the network was trained on, and what it predicts.
     """
 
     name = "decoder"
     needs = frozenset({"text"})
-    gives = frozenset({"latent"})
-    takes = LATENT_TAKES
-    size: int | None = None
 
     def __init__(
-        self,
-        network: Any,
-        defaults: StageSettings,
-        *,
-        schedule: DiscreteSchedule,
-        kind: PredictionKind,
-        colours: Tensor | None,
+        self, network: Any, defaults: StageSettings, *, schedule: DiscreteSchedule, kind: PredictionKind
     ) -> None:
-        self.network, self.defaults, self.colours = network, defaults, colours
-        self.schedule, self.kind = schedule, kind
+        self.network, self.defaults, self.schedule, self.kind = network, defaults, schedule, kind
         self.networks: tuple[nn.Module, ...] = (network,)
 
-    def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
+    def _steps(self, draft: Draft, settings: StageSettings, noise: Noise) -> Iterator[Step]:
         if draft.text is None or draft.negative is None:
             raise ValueError("the decoder needs text, and what guidance leads away from")
         if draft.known is not None:
             raise UsageError(
-                f"stage {self.name!r} draws latents, and cannot begin with a picture: choose another --model"
+                f"stage {self.name!r} of this model cannot begin with a picture: choose another --model"
             )
         config = self.network.config
         x = noise.draw((config.in_channels, config.sample_size, config.sample_size))
@@ -71,9 +60,7 @@ class LatentStage:
             schedule=schedule,
             kind=self.kind,
         )
-        for step in diffuse(denoise, x, settings, noise, stage=self.name, by=by, schedule=schedule):
-            yield step._replace(x0=self._seen(step.x0))
-        return replace(draft, latent=step.x)
+        yield from diffuse(denoise, x, settings, noise, stage=self.name, by=by, schedule=schedule)
 
     def _begun(self, x: Tensor, settings: StageSettings) -> tuple[Tensor, DiscreteSchedule, Sampler | None]:
         """What a run begins with, its schedule, and its sampler where that has levels of its own on these betas.
@@ -88,6 +75,52 @@ class LatentStage:
 
         whole = replace(self.schedule, spacing="trailing", final_alpha_one=True)
         return whole.sigma(whole.times(1)[0]) * x, whole, foreign_sampler(name, whole.betas)
+
+
+class PixelStage(UNetStage):
+    """A guided diffusion decoder of pictures themselves. Source: Saharia et al. 2022 (Imagen), arXiv:2205.11487."""
+
+    gives = frozenset({"image"})
+    takes = DECODER_TAKES
+
+    def __init__(
+        self, network: Any, defaults: StageSettings, *, schedule: DiscreteSchedule, kind: PredictionKind
+    ) -> None:
+        super().__init__(network, defaults, schedule=schedule, kind=kind)
+        self.size: int | None = network.config.sample_size
+
+    def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
+        for step in self._steps(draft, settings, noise):
+            yield step
+        return replace(draft, image=step.x.clamp(-1, 1))
+
+
+class LatentStage(UNetStage):
+    """A guided diffusion decoder in the space of a VAE. Source: Rombach et al. 2022, arXiv:2112.10752.
+
+    colours: from latents to what is seen of them meanwhile, as `adapters.colours` gives it; None: nothing is.
+    """
+
+    gives = frozenset({"latent"})
+    takes = LATENT_TAKES
+    size: int | None = None
+
+    def __init__(
+        self,
+        network: Any,
+        defaults: StageSettings,
+        *,
+        schedule: DiscreteSchedule,
+        kind: PredictionKind,
+        colours: Tensor | None,
+    ) -> None:
+        super().__init__(network, defaults, schedule=schedule, kind=kind)
+        self.colours = colours
+
+    def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
+        for step in self._steps(draft, settings, noise):
+            yield step._replace(x0=self._seen(step.x0))
+        return replace(draft, latent=step.x)
 
     def _seen(self, latent: Tensor) -> Tensor:
         """[B, 3, h, w] in [-1, 1], or the latents themselves where no colours are known."""

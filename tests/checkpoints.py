@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import (
     BertConfig,
@@ -20,6 +20,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTokenizer,
     CLIPVisionConfig,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 from mmgen.models import presets
@@ -97,6 +100,20 @@ def write_clip(folder: Path, kind: str = "CLIPTextModel") -> Path:
         model_max_length=config.max_position_embeddings,
     )
     tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def write_t5(folder: Path) -> Path:
+    """`folder`/text_encoder and `folder`/tokenizer: the encoder of a random T5 of width 32."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *LETTERS, *(f"▁{word}" for word in WORDS)]
+    config = T5Config(
+        vocab_size=len(pieces), d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        T5EncoderModel(config).save_pretrained(folder / "text_encoder")
+    scores = [(piece, -float(i)) for i, piece in enumerate(pieces)]
+    T5Tokenizer(vocab=scores, extra_ids=0).save_pretrained(folder / "tokenizer")
     return folder
 
 
@@ -192,3 +209,62 @@ def write_scheduler(folder: Path, scheduler: Any) -> None:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
+
+
+def write_deepfloyd(folder: Path, **unet: Any) -> Path:
+    """A folder as diffusers publishes stage I of DeepFloyd IF: pictures of 16 px. unet: changes of its config.
+
+    As there, the scheduler's file says no spacing.
+    """
+    write_t5(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNet2DConditionModel(
+            **{
+                "sample_size": 16,
+                "in_channels": 3,
+                "out_channels": 6,
+                "block_out_channels": (16, 32),
+                "layers_per_block": 1,
+                "norm_num_groups": 4,
+                "attention_head_dim": 8,
+                "cross_attention_dim": 64,
+                "cross_attention_norm": "group_norm",
+                "encoder_hid_dim": 32,
+                "addition_embed_type": "text",
+                "addition_embed_type_num_heads": 2,
+                "resnet_time_scale_shift": "scale_shift",
+                "act_fn": "gelu",
+                "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+                "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+                "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+                **unet,
+            }
+        )
+    network.save_pretrained(folder / "unet")
+    scheduler = DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        variance_type="learned_range",
+        thresholding=True,
+        dynamic_thresholding_ratio=0.95,
+        sample_max_value=1.5,
+    )
+    settings = {k: v for k, v in scheduler.config.items() if k != "timestep_spacing"}
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({**settings, "_class_name": "DDPMScheduler"}), "utf-8"
+    )
+    index = {
+        "_class_name": "IFPipeline",
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5Tokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "watermarker": [None, None],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
+    return folder

@@ -119,22 +119,23 @@ class TextEncoder:
         return int(config.d_model if config.model_type == "t5" else config.hidden_size)
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str], *, padded: bool = False) -> Conditioning:
+    def encode(self, texts: Sequence[str], *, length: int | None = None, seen: bool = False) -> Conditioning:
         """text [B, L, D], text_mask [B, L] and pooled [B, P], in the model's dtype; L is that of the longest text.
 
-        A text's states do not depend on its neighbours: padding is masked and comes last. padded: L is `max_tokens`,
-        and padding counts as text; networks that were trained on such states are told them.
+        A text's states do not depend on its neighbours: padding is masked and comes last. length: L itself, to which
+        every text is padded or cut. seen: padding counts as text; networks that were trained on such states are told
+        them.
         """
         tokens = self.tokenizer(
             list(texts),
-            padding="max_length" if padded else True,
+            padding=True if length is None else "max_length",
             truncation=True,
-            max_length=self.max_tokens,
+            max_length=self.max_tokens if length is None else length,
             return_tensors="pt",
         ).to(self.model.device)
-        seen = torch.ones_like(tokens["attention_mask"]) if padded else tokens["attention_mask"]
-        output = self.model(input_ids=tokens["input_ids"], attention_mask=seen, output_hidden_states=True)
-        mask = seen.bool()
+        attended = torch.ones_like(tokens["attention_mask"]) if seen else tokens["attention_mask"]
+        output = self.model(input_ids=tokens["input_ids"], attention_mask=attended, output_hidden_states=True)
+        mask = attended.bool()
         pooled = self._pool(output.last_hidden_state, mask, output)
         # CLIP's own output is normalised once more; its last hidden state as listed is not
         last = self.layer in (-1, len(output.hidden_states) - 1)
@@ -191,6 +192,14 @@ def _tokenizer(folder: Path) -> Any:
     ):
         raise ModelError(f"{folder.name} holds no tokenizer: it needs tokenizer.json or a vocabulary")
     _check_tokenizer(folder)
+    # without them transformers asks for tiktoken, which could not read it
+    readers = (transformers.utils.is_sentencepiece_available, transformers.utils.is_protobuf_available)
+    alone = (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file()
+    if alone and not all(there() for there in readers):
+        raise ModelError(
+            f"{folder.name} has its vocabulary in spiece.model alone: install sentencepiece and protobuf, "
+            "which read it"
+        )
     try:
         return transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

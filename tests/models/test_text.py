@@ -14,27 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from mmgen.errors import ModelError
 from mmgen.models.text import TextEncoder
-from tests.checkpoints import LETTERS, WORDS, word_pieces, write_bert, write_clip
+from tests.checkpoints import word_pieces, write_bert, write_clip, write_t5
 
 TEXTS = ["a cat", "two red dogs on the beach at night"]
-
-
-def write_t5(folder: Path) -> Path:
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *LETTERS, *(f"▁{word}" for word in WORDS)]
-    config = transformers.T5Config(
-        vocab_size=len(pieces),
-        d_model=32,
-        d_kv=16,
-        d_ff=64,
-        num_layers=2,
-        num_heads=2,
-        decoder_start_token_id=0,
-    )
-    torch.manual_seed(0)
-    transformers.T5EncoderModel(config).save_pretrained(folder / "text_encoder")
-    scores = [(piece, -float(i)) for i, piece in enumerate(pieces)]
-    transformers.T5Tokenizer(vocab=scores, extra_ids=0).save_pretrained(folder / "tokenizer")
-    return folder
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], Path], int]] = {
@@ -117,17 +99,26 @@ def test_the_last_layer_is_the_output_of_the_model(kind: str, tmp_path: Path) ->
 
 def test_padding_may_count_as_text(tmp_path: Path) -> None:
     encoder = load(write_clip(tmp_path))
-    words, alone = encoder.encode(TEXTS, padded=True), encoder.encode(TEXTS[:1], padded=True)
+    length = encoder.max_tokens
+    words, alone = (encoder.encode(one, length=length, seen=True) for one in (TEXTS, TEXTS[:1]))
     assert words.text is not None
     assert words.text_mask is not None
-    assert words.text.shape == (2, encoder.max_tokens, encoder.width)
+    assert words.text.shape == (2, length, encoder.width)
     assert words.text_mask.all()
-    tokens = encoder.tokenizer(
-        TEXTS, padding="max_length", max_length=encoder.max_tokens, return_tensors="pt"
-    )
+    tokens = encoder.tokenizer(TEXTS, padding="max_length", max_length=length, return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(words.text, encoder.model(tokens["input_ids"]).last_hidden_state)
     torch.testing.assert_close(words.text[:1], alone.text, atol=1e-5, rtol=0)
+
+
+def test_texts_may_have_a_length_that_is_given(tmp_path: Path) -> None:
+    encoder = load(write_t5(tmp_path))
+    short, long = (encoder.encode(TEXTS, length=length) for length in (3, 40))
+    tokens = encoder.tokenizer(TEXTS, padding="max_length", max_length=40, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(long.text, encoder.model(**tokens).last_hidden_state)
+    assert torch.equal(long.text_mask, tokens["attention_mask"].bool())  # type: ignore[arg-type]
+    assert short.text_mask.shape == (2, 3)  # type: ignore[union-attr]
 
 
 def test_words_of_the_vocabulary_are_one_token_each(tmp_path: Path) -> None:
@@ -200,6 +191,18 @@ def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
     write_bert(tmp_path / "small", vocab_size=50)
     with pytest.raises(ModelError, match=r"the tokenizer has .* tokens, text_encoder only 50"):
         load(tmp_path / "small")
+
+
+def test_what_reads_a_vocabulary_of_sentencepiece_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_t5(tmp_path)
+    (folder / "tokenizer" / "spiece.model").write_bytes(b"")
+    monkeypatch.setattr("transformers.utils.is_sentencepiece_available", lambda: False)
+    load(folder)
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"in spiece\.model alone: install sentencepiece and protobuf"):
+        load(folder)
 
 
 def test_an_empty_tokenizer_folder(tmp_path: Path) -> None:

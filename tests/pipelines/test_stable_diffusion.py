@@ -431,7 +431,7 @@ def test_a_saved_copy_draws_the_same(pipe: TextToImage, tmp_path: Path) -> None:
 
 def test_what_it_cannot_do_is_said(pipe: TextToImage, folder: Path) -> None:
     picture = Image.new("RGB", (32, 32))
-    with pytest.raises(UsageError, match="stage 'decoder' draws latents, and cannot begin with a picture"):
+    with pytest.raises(UsageError, match="stage 'decoder' of this model cannot begin with a picture"):
         pipe.edit(picture, PROMPT, seeds=[3])
     with pytest.raises(UsageError, match="has no super-resolution stage"):
         pipe.upscale(picture)

@@ -1,0 +1,302 @@
+"""Published folders of DeepFloyd IF through our stages, beside the pipeline of diffusers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import IFPipeline
+from diffusers.pipelines.deepfloyd_if import pipeline_if
+from diffusers.schedulers import scheduling_ddpm
+from PIL import Image
+from torch import Tensor
+
+import mmgen
+from mmgen import inputs
+from mmgen.cli.main import main
+from mmgen.errors import ModelError, UsageError
+from mmgen.images import read_metadata
+from mmgen.noise import Noise
+from mmgen.pipelines.adapters import noise_of
+from mmgen.pipelines.catalogue import describe, facts, verify
+from mmgen.pipelines.clock import Clock
+from mmgen.pipelines.loading import open_model
+from mmgen.pipelines.stage import Draft, finish
+from mmgen.pipelines.text_to_image import TextToImage
+from mmgen.render.jobs import Job
+from mmgen.types import SAMPLERS, StageSettings
+from tests.checkpoints import write_clip, write_deepfloyd
+from tests.render.whole import render
+
+# diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+PROMPT = "a red cat on the beach"
+STEPS, SIDE = 5, 16
+FAST = {"decoder": StageSettings(steps=2)}
+CPU = torch.device("cpu")
+TOLERANCE = 1e-4  # of pictures in [-1, 1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """To be read, never to be changed."""
+    return write_deepfloyd(tmp_path_factory.mktemp("models") / "if")
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """To be changed at will."""
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> TextToImage:
+    return load(folder)
+
+
+def load(folder: Path) -> TextToImage:
+    return mmgen.load(folder, device="cpu", dtype="float32")
+
+
+def ours(
+    pipe: TextToImage, prompts: Sequence[str], seeds: Sequence[int], negative: str = "", **settings: Any
+) -> Tensor:
+    """Pictures in [-1, 1], all in one batch."""
+    stages = pipe.cascade.resolve({"decoder": StageSettings(**settings)})
+    draft = finish(pipe.cascade.run(Draft(tuple(prompts), negative), stages, seeds, Clock(CPU)))  # type: ignore[arg-type]
+    assert draft.image is not None
+    return draft.image
+
+
+def theirs(
+    folder: Path, prompts: Sequence[str], seeds: Sequence[int], negative: str, guidance_scale: float
+) -> Tensor:
+    """The same by diffusers, with the noise that we begin with and add at every step."""
+    pipeline = IFPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = Noise(seeds, "decoder")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pipeline_if, scheduling_ddpm):
+            patch.setattr(module, "randn_tensor", lambda shape, **_: noise.draw(shape[1:]))
+        images: Tensor = pipeline(
+            list(prompts),
+            negative_prompt=[negative] * len(prompts),
+            num_inference_steps=STEPS,
+            guidance_scale=guidance_scale,
+            output_type="pt",
+            clean_caption=False,
+        ).images
+    return images.clamp(-1, 1)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.0])
+@pytest.mark.parametrize("negative", ["", "Snow at night"])
+def test_pictures_are_those_of_diffusers(
+    pipe: TextToImage, folder: Path, negative: str, guidance_scale: float
+) -> None:
+    asked = ([PROMPT, "Two DOGS "], [3, 5], negative)
+    mine = ours(pipe, *asked, steps=STEPS, guidance_scale=guidance_scale)
+    other = theirs(folder, *asked, guidance_scale)
+    assert mine.std() > 0.05, "a grey picture says nothing"
+    difference = float((mine - other).abs().max())
+    print("pictures differ by", difference)  # noqa: T201
+    assert difference < TOLERANCE
+
+
+def test_what_the_picture_depends_on(pipe: TextToImage) -> None:
+    def drawn(prompt: str = PROMPT, negative: str = "", **settings: Any) -> Tensor:
+        return ours(pipe, [prompt], [3], negative, **{"steps": STEPS, **settings})
+
+    plain = drawn()
+    assert torch.equal(plain, drawn(negative="  "))
+    assert torch.equal(plain, drawn("A Red CAT on the beach\n"))
+    for other in (
+        drawn("two dogs"),
+        drawn(negative="snow"),
+        drawn(guidance_scale=1),
+        drawn(threshold="clip"),
+        drawn(threshold_cap=1.0),
+    ):
+        assert not torch.allclose(plain, other, atol=1e-2)
+
+
+def test_texts_have_the_length_of_the_training(pipe: TextToImage) -> None:
+    stage, many = pipe.cascade.stages[0], "cat " * 77
+    draft = Draft((PROMPT, f"{many} moon", f"{many} dog"))
+    told = finish(stage.run(draft, StageSettings(), Noise([3] * 3))).text
+    assert told is not None
+    assert told.text is not None
+    assert told.text_mask is not None
+    assert told.text.shape == (3, 77, 32)
+    assert told.text_mask.all(dim=1).tolist() == [False, True, True]
+    assert torch.equal(told.text[1], told.text[2])
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "DDPMScheduler", "PNDMScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_every_sampler_runs(pipe: TextToImage, sampler: str, steps: int) -> None:
+    settings = {"decoder": StageSettings(sampler=sampler, steps=steps)}  # type: ignore[arg-type]
+    once, again = (pipe(PROMPT, seeds=[3], stages=settings).images[0] for _ in range(2))
+    assert once.size == (SIDE, SIDE)
+    assert np.asarray(once).std() > 1
+    assert once.tobytes() == again.tobytes()
+
+
+def test_a_batch_gives_the_pictures_of_single_runs(pipe: TextToImage) -> None:
+    prompts, seeds = [PROMPT, "two dogs", ""], [3, 5, 7]
+    together = ours(pipe, prompts, seeds, "snow", steps=3)
+    for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        alone = ours(pipe, [prompt], [seed], "snow", steps=3)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=TOLERANCE, rtol=0)
+    assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+def test_the_defaults_are_the_familys(pipe: TextToImage, folder: Path) -> None:
+    request = pipe.request(PROMPT, seeds=[3])
+    defaults = StageSettings(steps=50, sampler="ddpm", guidance_scale=7.0, threshold=0.95, threshold_cap=1.5)
+    assert request.stages == {"decoder": defaults}
+    assert (pipe.stage_names, pipe.sizes, request.size) == (("text", "decoder"), (SIDE,), (SIDE, SIDE))
+    assert facts(folder).request(PROMPT, 3) == request
+    with pytest.raises(UsageError, match="stage 'decoder' does not take noise_level"):
+        pipe.request(PROMPT, stages={"decoder": StageSettings(noise_level=0.1)})
+
+
+def test_every_step_can_be_looked_at(pipe: TextToImage) -> None:
+    steps = list(pipe.stream(PROMPT, seeds=[3], stages={"decoder": StageSettings(steps=4)}))
+    assert [(step.stage, step.index, step.total) for step in steps] == [
+        ("decoder", i, 4) for i in range(1, 5)
+    ]
+    assert {step.preview()[0].size for step in steps} == {(SIDE, SIDE)}
+    times = [step.t for step in steps]
+    assert times == sorted(times, reverse=True)
+    assert 1 > times[0] > times[-1] == 0
+
+
+def test_half_precision_draws(folder: Path) -> None:
+    model = mmgen.load(folder, "cpu", "bfloat16")
+    assert [network.dtype for stage in model.cascade.stages for network in stage.networks] == [
+        torch.bfloat16
+    ] * 2
+    assert np.asarray(model(PROMPT, seeds=[3], stages=FAST).images[0]).std() > 1
+
+
+def test_stage_by_stage_gives_the_same_bytes(pipe: TextToImage, folder: Path, tmp_path: Path) -> None:
+    asked = [(PROMPT, ""), ("two dogs", "snow"), ("a boat", "")]
+    jobs = [
+        Job(i, i, pipe.request(prompt, seeds=[i], negative_prompt=negative, stages=FAST), f"{i}.png")
+        for i, (prompt, negative) in enumerate(asked, 1)
+    ]
+    done: dict[int, Any] = {}
+    model = open_model(folder, "cpu", "float32")
+    render(jobs, model, lambda one: done.update({one.job.index: one.image}), folder=tmp_path)
+    assert {i: image.tobytes() for i, image in done.items()} == {
+        job.index: pipe.run(job.request).images[0].tobytes() for job in jobs
+    }
+
+
+def test_the_commands_take_such_a_folder(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*args: str) -> str:
+        assert main(list(args)) == 0
+        return capsys.readouterr().out
+
+    out = tmp_path / "cat.png"
+    given = ["--model", str(folder), "--dtype", "float32", "--device", "cpu", "--steps", "3", "--seed", "3"]
+    run("generate", PROMPT, "--out", str(out), "--negative", "snow", *given)
+    request = read_metadata(out)["request"]
+    assert request is not None
+    again = load(folder).run(request).images[0]
+    assert again.tobytes() == inputs.open_picture(out).tobytes()
+    assert "T5EncoderModel" in run("models", "info", str(folder))
+    assert verify(folder) == []
+    assert describe(folder)["family"] == "if"
+
+
+def test_what_it_cannot_do_is_said(pipe: TextToImage) -> None:
+    picture = Image.new("RGB", (32, 32))
+    with pytest.raises(UsageError, match="cannot begin with a picture"):
+        pipe.edit(picture, PROMPT, seeds=[3])
+    with pytest.raises(UsageError, match="draws from texts alone"):
+        pipe.vary(picture)
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    values = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**values, **changes}), "utf-8")
+
+
+def test_what_is_passed_by_may_be_there(copy: Path, pipe: TextToImage) -> None:
+    rewrite(
+        copy / "model_index.json",
+        safety_checker=["deepfloyd_if", "IFSafetyChecker"],
+        watermarker=["deepfloyd_if", "IFWatermarker"],
+    )
+    (copy / "safety_checker").mkdir()
+    (copy / "safety_checker" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    one, other = (model(PROMPT, seeds=[3], stages=FAST).images[0].tobytes() for model in (load(copy), pipe))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"_class_name": "IFSuperResolutionPipeline"},
+            r"is of class 'IFSuperResolutionPipeline': mmgen knows",
+        ),
+        ({"_class_name": "StableDiffusionPipeline"}, "component 'text_encoder' is"),
+        ({"unet": ["os", "system"]}, r"component 'unet' is \['os', 'system'\]"),
+        ({"text_encoder": ["transformers", "CLIPTextModel"]}, r"not transformers\.T5EncoderModel"),
+    ],
+)
+def test_an_index_that_names_something_else(copy: Path, changes: dict[str, Any], says: str) -> None:
+    rewrite(copy / "model_index.json", **changes)
+    for read in (load, facts):
+        with pytest.raises(ModelError, match=says):
+            read(copy)
+
+
+def test_a_text_encoder_that_is_something_else(copy: Path) -> None:
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(copy / part)
+    write_clip(copy)
+    with pytest.raises(ModelError, match=r"text_encoder is T5EncoderModel, but its .* a CLIPTextModel"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"out_channels": 3}, "unet has out_channels 3, but one that predicts learned-range has 6"),
+        ({"in_channels": 6}, "unet has in_channels 6, but the picture has 3"),
+        ({"encoder_hid_dim": 40}, "unet has encoder_hid_dim 40, but the text encoder has 32"),
+        ({"class_embed_type": "timestep"}, "unet has class_embed_type 'timestep': it must be told more"),
+    ],
+)
+def test_a_unet_that_draws_something_else(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    folder = write_deepfloyd(tmp_path / "if", **changes)
+    with pytest.raises(ModelError, match=says):
+        load(folder)
+
+
+def test_a_variance_that_is_not_learned_is_not_read_as_one(copy: Path) -> None:
+    rewrite(copy / "scheduler" / "scheduler_config.json", variance_type="fixed_small")
+    with pytest.raises(ModelError, match="unet has out_channels 6, but one that predicts eps has 3"):
+        load(copy)
+
+
+def test_pure_noise_says_nothing_to_it(folder: Path) -> None:
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    assert noise_of(config)[1] == "learned-range"
+    with pytest.raises(ModelError, match="these do not fit together"):
+        noise_of({**config, "rescale_betas_zero_snr": True})
