@@ -56,9 +56,10 @@ class Result(Sequence[Image]):
 
     def __repr__(self) -> str:
         width, height = self.request.size
-        count = f"{len(self)}" if self.complete else f"{len(self)} of {self._asked}"
+        total = len(self) if self.complete else self._asked
+        count = f"{total}" if self.complete else f"{len(self)} of {total}"
         seconds = sum(r.seconds for r in self.records)
-        return f"Result({count} picture{'s' * (self._asked != 1)}, {width}x{height}, {seconds:.1f} s)"
+        return f"Result({count} picture{'s' * (total != 1)}, {width}x{height}, {seconds:.1f} s)"
 
     def _repr_html_(self) -> str:
         """What Jupyter shows: thumbnails, each with its prompt and seed."""
