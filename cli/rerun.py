@@ -42,7 +42,7 @@ OPTIONS = (
     click.option("--size", type=parse_size, metavar="N|WxH", help="Another size in pixels, one side or both."),
     *HOW_DRAWN,
     click.option("--negative", metavar="TEXT", help="What should not be in the picture."),
-    click.option("--model", metavar="NAME|FOLDER",
+    click.option("--model", metavar="NAME|FOLDER|OWNER/NAME",
                  help="Draw with this model; without it, with the one that drew the picture and no other."),
     *HOW,
     click.option("--format", type=click.Choice(["png", "jpeg", "webp"]),
@@ -200,7 +200,8 @@ def _model(recipe: Recipe, asked: str | None, facts: Callable[[str], Facts], pat
     theirs = f"{recipe.model or 'a model without a name'} {recipe.digest[:12]}".strip()
     if asked is None and recipe.model not in available():
         raise UsageError(
-            f"it was drawn by {theirs}, which does not come with mmgen: give its folder with --model"
+            f"it was drawn by {theirs}, which does not come with mmgen: give its folder, or owner/name of the "
+            "Hugging Face Hub, with --model"
         )
     here = facts(asked or recipe.model)
     if here.digest != recipe.digest:

@@ -84,7 +84,7 @@ def colours(vae: Any) -> Tensor | None:
     """[C + 1, 3]: the linear map from latents, and a one, to colours in [-1, 1] that fits a VAE best.
 
     By least squares, from what it makes of pictures of one colour: the corners of the cube of all colours. None where
-    its weights are not in memory.
+    its weights are not in memory. Raises ValueError if it makes no numbers of them.
     """
     if vae.device.type == "meta":
         return None
@@ -93,6 +93,8 @@ def colours(vae: Any) -> Tensor | None:
     shown = corners[:, :, None, None].expand(-1, -1, side, side).to(vae.dtype)
     with torch.no_grad():
         found = scaled(vae.encode(shown).latent_dist.mean.float(), vae.config).mean(dim=(2, 3))
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError("vae gives NaN or infinity: its weights can draw nothing")
     return torch.linalg.lstsq(torch.cat([found, torch.ones(len(found), 1)], dim=1), corners).solution
 
 

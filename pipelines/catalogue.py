@@ -13,7 +13,7 @@ from typing import Any
 from mmgen.component import read_json, shown, weight_files
 from mmgen.errors import ModelError, UsageError
 from mmgen.pipelines import hub
-from mmgen.pipelines.checkpoint import INDEX, digest, entries, problems
+from mmgen.pipelines.checkpoint import INDEX, check_link, digest, entries, part_names, problems
 from mmgen.pipelines.families import FAMILIES, PUBLISHED, Family, Kind, StageForm, resolve, sides, up_to
 from mmgen.types import Request, Size, StageSettings
 
@@ -23,10 +23,11 @@ def available() -> list[str]:
     return sorted(p.parent.name for p in _bundled().glob(f"*/{INDEX}"))
 
 
-def find(name_or_folder: str | Path, *, fetch: bool = True) -> Path:
+def find(name_or_folder: str | Path, *, fetch: bool = True, whole: bool = True) -> Path:
     """The folder of a bundled model's name, the folder itself, or that of a model of the Hugging Face Hub in its cache.
 
-    The Hub is asked only for owner/name[@revision] that is neither a folder nor in the cache, if `fetch` is on.
+    The Hub is asked only for owner/name[@revision] that is neither a folder nor in the cache, if `fetch` is on. With
+    `whole` off, one of which parts are missing or cut off counts as in the cache.
     Raises ModelError if there is no such model, MachineError if it cannot be fetched.
     """
     text = str(name_or_folder)
@@ -39,7 +40,7 @@ def find(name_or_folder: str | Path, *, fetch: bool = True) -> Path:
             f"no model {text!r}: give a folder, or one of {', '.join(available()) or 'none'}, or owner/name of the "
             "Hugging Face Hub"
         )
-    if (cached := hub.cached_folder(model)) is not None:
+    if (cached := hub.cached_folder(model, whole=whole)) is not None:
         return cached
     if not fetch:
         raise hub.absent(model)
@@ -59,11 +60,16 @@ def name_of(folder: Path, index: Mapping[str, Any]) -> str:
 def read_index(folder: Path) -> tuple[dict[str, Any], Family]:
     """The index of a checkpoint and its family. The index names both it and every component as `FAMILIES` does.
 
-    Raises ModelError if the family is unknown, or a component is missing or of a class that the family does not take.
+    Raises ModelError if the family is unknown, a component is missing or of a class that the family does not take, or
+    one of the files leads out of the folder.
     """
+    check_link(folder / INDEX, folder)
     index = read_json(folder / INDEX)
     index["family"] = _family_name(folder, index)
     family = FAMILIES[index["family"]]
+    for path in (*(f"{part}/config.json" for part in family.components), *family.data.values()):
+        check_link((folder / path).parent, folder)
+        check_link(folder / path, folder)
     for part, kinds in family.components.items():
         said: Any = index.get(part)
         named = next((kind for kind in kinds if _is_said(kind, said)), None)
@@ -76,6 +82,12 @@ def read_index(folder: Path) -> tuple[dict[str, Any], Family]:
                 f"{folder.name}/{INDEX} says that {part} is {_names([said])}, not {_names([kind])}"
             )
         index[part] = list(kind)
+    for path in family.data.values():
+        # what no index names is neither hashed nor looked at for links
+        if (part := Path(path).parent.name) not in part_names(index):
+            raise ModelError(
+                f"{folder.name}/{INDEX} does not name {part!r}: the model cannot draw without it"
+            )
     return index, family
 
 
@@ -123,10 +135,11 @@ def kind_of(component: Path, kinds: Sequence[Kind]) -> Kind:
 def sizes(name_or_folder: str | Path) -> tuple[int, ...]:
     """Sides in pixels of the square pictures a model can draw, smallest first. Raises ModelError if it is none."""
     folder = find(name_or_folder)
-    return sides(_forms(folder, *read_index(folder)))
+    return sides(forms_of(folder, *read_index(folder)))
 
 
-def _forms(folder: Path, index: Mapping[str, Any], family: Family) -> tuple[StageForm, ...]:
+def forms_of(folder: Path, index: Mapping[str, Any], family: Family) -> tuple[StageForm, ...]:
+    """What the stages of a checkpoint are. Raises ModelError where its configurations do not fit each other."""
     try:
         return family.forms(
             index, {part: read_json(folder / part / "config.json") for part in family.components}
@@ -189,7 +202,7 @@ def facts(name_or_folder: str | Path) -> Facts:
     """What a request needs to know of a model, from the heads of its files. Raises ModelError if it is none."""
     folder = find(name_or_folder)
     index, family = read_index(folder)
-    forms = _forms(folder, index, family)
+    forms = forms_of(folder, index, family)
     return Facts(name_of(folder, index), digest(entries(folder)), forms)
 
 
@@ -213,7 +226,7 @@ def describe(name_or_folder: str | Path) -> dict[str, Any]:
     """
     folder = find(name_or_folder, fetch=False)
     index, family = read_index(folder)
-    forms = _forms(folder, index, family)
+    forms = forms_of(folder, index, family)
     return {
         "name": name_of(folder, index),
         "family": index["family"],
@@ -238,8 +251,23 @@ def verify(name_or_folder: str | Path) -> list[str]:
 
     Raises ModelError if it is no checkpoint at all.
     """
-    folder = find(name_or_folder, fetch=False)
-    return [*hub.damaged(folder), *problems(folder)]
+    folder = find(name_or_folder, fetch=False, whole=False)
+    found = [*hub.damaged(folder), *problems(folder)]
+    return found or _incomplete(folder)
+
+
+def _incomplete(folder: Path) -> list[str]:
+    """The first thing that a folder of sound files lacks of its family; empty: nothing."""
+    try:
+        index, family = read_index(folder)
+        forms_of(folder, index, family)
+        for name in family.components:
+            _describe_component(folder, name, index)
+        for path in family.data.values():
+            read_json(folder / path)
+    except ModelError as error:
+        return [str(error)]
+    return []
 
 
 def _bundled() -> Path:

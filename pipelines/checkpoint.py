@@ -21,7 +21,7 @@ CARD = "README.md"
 VOCABULARY = "vocabulary.json"
 TEXTS = {".json", ".txt", ".model"}  # of configurations and tokenizers
 # Of published folders, what draws nothing here.
-PASSED_BY = {"safety_checker", "feature_extractor", "image_encoder"}
+PASSED_BY = {"safety_checker", "feature_extractor", "image_encoder", "watermarker"}
 LEADS_OUT = "is a link that leads out of the folder: put the file itself there"
 SHOWN = 3  # of several problems, in one error
 
@@ -107,16 +107,17 @@ def _read_files(folder: Path) -> list[Path]:
     """What is read of a folder without manifest. Raises ModelError if it leads elsewhere or weights are not sound."""
     files = [folder / name for name in (INDEX, VOCABULARY) if (folder / name).is_file()]
     for part in _parts(folder):
-        _check_inside(part, folder)
+        check_link(part, folder)
         files += sorted(path for path in part.glob("[!.]*") if path.suffix in TEXTS and path.is_file())
         if (part / "config.json").is_file() and not part.name.startswith("tokenizer"):
             files += weight_files(part)
     for path in files:
-        _check_inside(path, folder)
+        check_link(path, folder)
     return files
 
 
-def _check_inside(path: Path, folder: Path) -> None:
+def check_link(path: Path, folder: Path) -> None:
+    """Raise ModelError for what is below a checkpoint's folder and leads out of it."""
     if not stays_inside(path, folder):
         raise ModelError(f"{path.relative_to(folder).as_posix()} {LEADS_OUT}")
 

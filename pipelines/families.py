@@ -205,6 +205,7 @@ def _stable_diffusion(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> li
 
     encoder, unet, vae = parts["text_encoder"], parts["unet"], parts["vae"]
     schedule, kind = noise_of(parts["scheduler"])
+    _check_scale(vae.config)
     _check_channels(unet.config, vae.config.latent_channels, "VAE", kind)
     _check_told(unet.config, "cross_attention_dim", encoder.width)
     return [
@@ -231,6 +232,15 @@ def enlargement(vae: Mapping[str, Any]) -> int:
             f"vae/config.json: block_out_channels is {channels!r}, and must be 1 to {MAX_LEVELS} numbers"
         )
     return int(2 ** (len(channels) - 1))
+
+
+def _check_scale(vae: Mapping[str, Any]) -> None:
+    """Raise ValueError for a VAE that does not say in numbers how its latents become what is diffused."""
+    scale, shift = vae.get("scaling_factor"), vae.get("shift_factor")
+    if type(scale) not in (int, float) or scale == 0:
+        raise ValueError(f"vae/config.json: scaling_factor is {scale!r}, and must be a number other than 0")
+    if shift is not None and type(shift) not in (int, float):
+        raise ValueError(f"vae/config.json: shift_factor is {shift!r}, and must be a number or null")
 
 
 def _if(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:

@@ -1,7 +1,8 @@
 """Models of the Hugging Face Hub: from `owner/name[@revision]` to a folder of the Hub's cache. Imports no torch.
 
 What is in the cache is used as it is, without asking the Hub; `pull` asks. Of a repository only what a stage reads is
-fetched, and its index last: a snapshot that has one is whole.
+fetched, and its index last. Other programs share the cache, and may have fetched an index alone: a snapshot is whole
+if the parts that its index names are there too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from mmgen.component import STEMS, is_plain, read_json
+from mmgen.component import STEMS, is_plain, read_json, weight_files
 from mmgen.errors import MachineError, MmgenError, ModelError
 from mmgen.pipelines.checkpoint import CARD, INDEX, MANIFEST, TEXTS, VOCABULARY, part_names
 
@@ -32,6 +33,8 @@ SECONDS = 30.0  # in which the Hub must answer
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([A-Za-z0-9_][\w./-]*))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DEFAULT_REVISION = "main"
+# of weights that are read before any variant
+PLAIN = {f"{stem}.safetensors{end}" for stem in STEMS for end in ("", ".index.json")}
 # fp16 of model.fp16.safetensors, of its shards and of their index
 VARIANT = re.compile(
     rf"(?:{'|'.join(STEMS)})(?:\.([^.-]+)(?:-\d{{5}}-of-\d{{5}})?\.safetensors|\.safetensors\.index\.([^.]+)\.json)"
@@ -80,10 +83,22 @@ def recorded_name(folder: Path) -> str | None:
     return f"{repository.replace('--', '/', 1)}@{folder.name}"
 
 
-def cached_folder(model: HubModel) -> Path | None:
-    """Where a model lies in the cache, None if it is not there as a whole. Asks nobody."""
+def cached_folder(model: HubModel, *, whole: bool = True) -> Path | None:
+    """Where a model lies in the cache, None if it is not there, or not as a whole where that is asked. Asks nobody."""
     found = _cached_file(model, INDEX)
-    return None if found is None else found.parent
+    return None if found is None or (whole and not _is_whole(found.parent)) else found.parent
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a snapshot has its index and the parts that this names, each that is a network with its weights."""
+    try:
+        parts = [folder / name for name in part_names(read_json(folder / INDEX))]
+        for part in parts:
+            if (part / "config.json").is_file() and not part.name.startswith("tokenizer"):
+                weight_files(part)
+    except ModelError:
+        return False
+    return all(part.is_dir() for part in parts)
 
 
 def absent(model: HubModel) -> ModelError:
@@ -145,7 +160,7 @@ def _wanted(names: Collection[str], index: Mapping[str, Any]) -> list[str]:
     for part in part_names(index):
         inside = [name.partition("/")[2] for name in names if name.startswith(f"{part}/")]
         files = [name for name in inside if is_plain(name) and Path(name).suffix in {*TEXTS, ".safetensors"}]
-        plain = any(Path(name).suffix == ".safetensors" and not _is_variant(name) for name in files)
+        plain = not PLAIN.isdisjoint(files)
         wanted += [f"{part}/{name}" for name in sorted(files) if not (plain and _is_variant(name))]
     return wanted
 
@@ -168,6 +183,8 @@ def _fetch(commit: HubModel, missing: Collection[str], size: int) -> None:
             "set HF_HOME to a folder elsewhere"
         )
     rest = [name for name in missing if name != INDEX]
+    if not rest:
+        return
     snapshot_download(
         commit.id,
         revision=commit.revision,
@@ -251,7 +268,7 @@ def cached() -> list[Cached]:
             Cached(f"{repository.repo_id}@{revision.commit_hash}", revision.size_on_disk)
             for repository in _repositories()
             for revision in repository.revisions
-            if (revision.snapshot_path / INDEX).is_file()
+            if _is_whole(revision.snapshot_path)
         ),
         key=lambda one: one.name,
     )

@@ -30,7 +30,7 @@ from mmgen.errors import ModelError
 from mmgen.memory import Residency, choose_device, choose_dtype, place
 from mmgen.models.text import TextEncoder
 from mmgen.pipelines.cascade import Cascade
-from mmgen.pipelines.catalogue import find, kind_of, name_of, read_index
+from mmgen.pipelines.catalogue import find, forms_of, kind_of, name_of, read_index
 from mmgen.pipelines.checkpoint import (
     INDEX,
     MANIFEST,
@@ -84,6 +84,7 @@ def _model(
     folder = find(name_or_folder)
     files = check_folder(folder)
     index, family = read_index(folder)
+    forms_of(folder, index, family)  # so that what joins the parts finds sizes that are numbers
     build = read_component if resident else _outline
     parts = {name: build(folder, name, index, number) for name in family.components}
     data = {name: read_json(folder / path) for name, path in family.data.items()}
@@ -140,7 +141,7 @@ def _reader(
 
 def _stamps(component: Path) -> dict[str, tuple[int, int, int]]:
     """What tells that a file is another one, without reading it."""
-    found = {path.name: path.stat() for path in component.glob("[!.]*")}
+    found = {path.name: path.stat() for path in component.glob("[!.]*") if path.is_file()}
     return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
@@ -223,7 +224,7 @@ def build_network(folder: Path, network_class: Any) -> Any:
         # twice, because a constructor may replace what it has made
         with torch.device("meta"), _at_most(2 * sum(map(len, headers))):
             network = network_class(**config)
-    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         raise ModelError(
             f"{folder.name}/config.json does not describe a {network_class.__name__}: {_line(error)}"
         ) from None
@@ -233,8 +234,9 @@ def build_network(folder: Path, network_class: Any) -> Any:
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
     for name, number in numbers(config):
-        if not 0 <= number <= MAX_CONFIG_NUMBER:
-            raise ValueError(f"{name} is {number}: numbers from 0 to {MAX_CONFIG_NUMBER:,} can be meant")
+        if not abs(number) <= MAX_CONFIG_NUMBER:  # NaN is none of both
+            most = f"{MAX_CONFIG_NUMBER:,}"
+            raise ValueError(f"{name} is {number}: numbers from -{most} to {most} can be meant")
 
 
 @contextmanager

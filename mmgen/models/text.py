@@ -12,13 +12,23 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmgen.component import check_inside, numbers, read_json, refuse_foreign, shown, shown_names, weight_files
+from mmgen.component import (
+    UNSAFE,
+    check_inside,
+    numbers,
+    read_json,
+    refuse_foreign,
+    shown,
+    shown_names,
+    weight_files,
+)
 from mmgen.conditioning import Conditioning
 from mmgen.errors import ModelError
 
 MAX_LAYERS = 1000
 MAX_WIDTH = 2**24
 MAX_VOCABULARY = 50_000_000  # bytes, of each file of a tokenizer
+WEIGHTS = {".safetensors", ".onnx", ".ot", *UNSAFE}  # may lie beside a tokenizer, which reads none of them
 # Of tokenizers, whose files transformers reads; others it reads by other libraries, or by programs.
 TOKENIZERS = ("BertTokenizer", "CLIPTokenizer", "T5Tokenizer", "PreTrainedTokenizer", "TokenizersBackend")
 # In published files, and not needed: the other half, heads of the pre-training, and indices that are computed.
@@ -210,10 +220,11 @@ def _tokenizer(folder: Path) -> Any:
 
 def _check_tokenizer(folder: Path) -> None:
     """Raise ModelError for files that are too large, lie elsewhere, or name code to run or files to read."""
-    for path in sorted(folder.rglob("[!.]*")):
+    # transformers reads every template, hidden or not
+    for path in sorted([*folder.rglob("[!.]*"), *folder.glob("additional_chat_templates/.*")]):
         check_inside(path)
         size = path.stat().st_size if path.is_file() else 0
-        if size > MAX_VOCABULARY and path.suffix in (".json", ".txt", ".model"):
+        if size > MAX_VOCABULARY and path.suffix not in WEIGHTS:
             raise ModelError(
                 f"{folder.name}/{path.name} has {size:,} bytes: at most {MAX_VOCABULARY:,} are read"
             )
@@ -223,6 +234,11 @@ def _check_tokenizer(folder: Path) -> None:
         kind = values.get("tokenizer_class")
         if kind is not None and str(kind).removesuffix("Fast") not in TOKENIZERS:
             raise ModelError(f"{folder.name}/{name} is of {shown(kind)}: mmgen knows {', '.join(TOKENIZERS)}")
+        model = values.get("model_type") if name == "config.json" else None
+        if model is not None and model not in list(FAMILIES):  # transformers chooses a class by it
+            raise ModelError(
+                f"{folder.name}/{name} is of type {shown(model)}: mmgen knows {', '.join(FAMILIES)}"
+            )
 
 
 def _check_loaded(name: str, info: Mapping[str, Any]) -> None:

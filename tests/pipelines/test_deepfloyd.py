@@ -241,8 +241,10 @@ def test_what_is_passed_by_may_be_there(copy: Path, pipe: TextToImage) -> None:
         safety_checker=["deepfloyd_if", "IFSafetyChecker"],
         watermarker=["deepfloyd_if", "IFWatermarker"],
     )
-    (copy / "safety_checker").mkdir()
-    (copy / "safety_checker" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    for part in ("safety_checker", "watermarker"):
+        (copy / part).mkdir()
+        (copy / part / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+        (copy / part / "config.json").write_text("{}", "utf-8")
     one, other = (model(PROMPT, seeds=[3], stages=FAST).images[0].tobytes() for model in (load(copy), pipe))
     assert one == other
 

@@ -25,7 +25,7 @@ from mmgen.errors import ModelError
 from mmgen.memory import peak_bytes
 from mmgen.models.text import TextEncoder
 from mmgen.pipelines.catalogue import describe, facts, verify
-from mmgen.pipelines.loading import read_network
+from mmgen.pipelines.loading import open_model, read_network
 from mmgen.pipelines.text_to_image import TextToImage
 from tests.pipelines.test_loading import edit
 
@@ -469,7 +469,8 @@ def test_links_that_stay_in_the_folder(stranger: Path, pipe: TextToImage) -> Non
     weights.symlink_to("../weights")
     (stranger / "tokenizer" / "gone").symlink_to("nothing")
     (stranger / "tokenizer" / "circle").symlink_to("circle")
-    assert load(stranger).digest == pipe.digest
+    (stranger / "decoder" / "gone").symlink_to("nothing")
+    assert load(stranger).digest == open_model(stranger, "cpu", "float32").digest == pipe.digest
 
 
 def test_a_manifest_that_is_a_link_to_nowhere_is_not_none(stranger: Path) -> None:
@@ -559,6 +560,8 @@ def test_a_pickle_that_calls_itself_safetensors(stranger: Path, tmp_path: Path, 
         ("tokenizer/tokenizer_config.json", {"fast_tokenizer_files": ["tokenizer./../a.json"]}, "has fast_tokenizer"),
         ("tokenizer/config.json", {"configuration_files": ["config./../../a.json"]}, "has configuration_files"),
         ("tokenizer/config.json", {"auto_map": {"AutoConfig": "c.E"}}, "tokenizer/config.json has auto_map"),
+        ("tokenizer/config.json", {"model_type": "rag"}, "tokenizer/config.json is of type 'rag': mmgen knows bert"),
+        ("tokenizer/config.json", {"model_type": ["os", "system"]}, r"is of type \['os', 'system'\]"),
         ("tokenizer/tokenizer_config.json", {"tokenizer_class": ["os", "system"]}, r"is of \['os', 'system'\]"),
         ("model_index.json", {"decoder": ["x" * 10**6, "y"]}, "component 'decoder' is"),
         ("model_index.json", {"family": "\x1b[2J" * 1000}, "is of family"),
@@ -636,9 +639,11 @@ def test_a_header_of_which_readers_make_what_they_like(tmp_path: Path, header: b
     [
         ("prior", {"layers": 16_000}, "far more parameters than the weights have tensors"),
         ("decoder", {"blocks": [16_000, 16_000]}, "far more parameters"),
-        ("decoder", {"channels": [2**20, 2**20]}, "channels is 1048576: numbers from 0 to 16,384"),
+        ("decoder", {"channels": [2**20, 2**20]}, "channels is 1048576: numbers from -16,384 to 16,384"),
         ("decoder", {"channels": [[[2**20]]]}, "channels is 1048576"),
         ("decoder", {"text_dim": float("nan")}, "text_dim is nan"),
+        ("prior", {"width": -16}, "does not describe a DiffusionPrior"),
+        ("prior", {"layers": -1}, "the weights hold also"),
         ("prior", {"width": 16_384}, "have another shape for"),
         ("text_encoder", {"num_hidden_layers": 1000}, "parameters, and the weights hold"),
         ("text_encoder", {"num_hidden_layers": 1001}, "at most 1,000 can be meant"),
@@ -653,9 +658,17 @@ def test_a_config_that_asks_for_more_than_the_weights_hold(
     refused(f"{part}.*{says}", load, stranger)
 
 
-def test_a_tokenizer_without_end(stranger: Path) -> None:
-    os.truncate(stranger / "tokenizer" / "tokenizer.json", 50_000_001)
-    refused("tokenizer/tokenizer.json has 50,000,001 bytes: at most 50,000,000", load, stranger)
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "chat_template.jinja", "additional_chat_templates/a.jinja",
+     "additional_chat_templates/.a.jinja", "merges"],
+)  # fmt: skip
+def test_a_tokenizer_without_end(stranger: Path, name: str) -> None:
+    path = stranger / "tokenizer" / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.truncate(path, 50_000_001)
+    refused(f"tokenizer/{path.name} has 50,000,001 bytes: at most 50,000,000", load, stranger)
 
 
 def test_an_encoder_by_itself_is_checked_alike(stranger: Path) -> None:

@@ -21,7 +21,7 @@ from huggingface_hub import constants
 
 import mmgen
 from mmgen.pipelines import hub
-from mmgen.pipelines.catalogue import facts
+from mmgen.pipelines.catalogue import facts, verify
 from tests.checkpoints import write_stable_diffusion
 
 NAME = "some-one/a.model"
@@ -233,8 +233,10 @@ def test_a_variant_is_fetched_where_there_is_nothing_else(
 ) -> None:
     server.folder = Path(shutil.copytree(published, tmp_path / "copy"))
     (server.folder / "unet" / WEIGHTS).unlink()
+    (server.folder / "unet" / "pytorch_lora_weights.safetensors").write_bytes(b"other weights")
     assert person.types("models", "pull", NAME).code == 0
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in server.fetched()
+    assert person.types("models", "list").out.count(NAME) == 1
 
 
 def test_a_model_is_fetched_once_and_its_commit_is_recorded(person: Person, server: Hub) -> None:
@@ -293,6 +295,72 @@ def test_what_was_interrupted_is_not_taken_for_whole_and_goes_on(person: Person,
     assert outcome.code == 0
     assert f"vae/{WEIGHTS}" in server.fetched()
     assert f"unet/{WEIGHTS}" not in server.fetched()
+
+
+@pytest.mark.parametrize("lost", ["index.alone", "scheduler", f"unet/{WEIGHTS}", f"vae/{WEIGHTS}"])
+def test_what_another_program_fetched_in_part_is_not_taken_for_whole(
+    pulled: Person, server: Hub, lost: str
+) -> None:
+    for path in sorted(pulled.snapshot.rglob("*"), reverse=True):
+        name = path.relative_to(pulled.snapshot).as_posix()
+        if (
+            not path.is_dir()
+            and name != "model_index.json"
+            and (lost == "index.alone" or name.startswith(lost))
+        ):
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+    assert pulled.types("models", "list").out.count(NAME) == 0
+    draw = ("batch", "-", "--dry-run", "--model", NAME)
+    outcome = pulled.types(*draw, "--offline", stdin="a cat\n")
+    assert outcome.code == 3
+    assert outcome.err.startswith(f"error: {NAME} is not, or not as a whole, in the cache")
+    assert pulled.types("models", "verify", NAME).code == 3
+    assert server.asked == []
+    assert pulled.types(*draw, stdin="a cat\n").code == 0
+    assert pulled.types("models", "verify", NAME).code == 0
+
+
+def test_an_index_is_fetched_by_itself(pulled: Person, server: Hub) -> None:
+    (pulled.snapshot / "model_index.json").unlink()
+    outcome = pulled.types("models", "pull", NAME)
+    assert (outcome.code, outcome.out) == (0, f"{RECORDED}\n")
+    assert server.fetched() == {"model_index.json"}
+    assert not [line for line in server.asked if "/tree/" in line]
+    assert (pulled.snapshot / "model_index.json").is_file()
+
+
+def test_weights_that_are_cut_off_are_damaged(pulled: Person, server: Hub) -> None:
+    weights = pulled.snapshot / "unet" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    outcome = pulled.types("models", "verify", NAME)
+    assert outcome.code == 3
+    assert outcome.out.startswith(f"unet/{WEIGHTS} is damaged: ")
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("unet", "unet/config.json"),
+        ("scheduler", "scheduler/scheduler_config.json"),
+        ("vae/config.json", "vae/config.json"),
+        (f"vae/{WEIGHTS}", "vae has no weights"),
+    ],
+)
+def test_a_folder_without_manifest_that_lacks_a_part_is_not_verified(
+    published: Path, tmp_path: Path, lost: str, said: str
+) -> None:
+    folder = Path(shutil.copytree(published, tmp_path / "copy"))
+    assert verify(folder) == []
+    path = folder / lost
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    (problem,) = verify(folder)
+    assert said in problem
 
 
 def test_a_gated_model(person: Person, server: Hub) -> None:

@@ -20,6 +20,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import mmgen
@@ -31,6 +32,7 @@ from mmgen.noise import Noise
 from mmgen.pipelines import latent_stage
 from mmgen.pipelines.adapters import colours, noise_of, scaled
 from mmgen.pipelines.catalogue import describe, facts, verify
+from mmgen.pipelines.checkpoint import write_manifest
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.diffusers_pipeline import MmgenPipeline
 from mmgen.pipelines.latent_stage import VaeStage
@@ -475,6 +477,8 @@ def test_what_is_passed_by_may_be_there(copy: Path, pipe: TextToImage) -> None:
         ({"unet": ["diffusers", "UNet2DModel"]}, r"component 'unet' is \['diffusers', 'UNet2DModel'\]"),
         ({"vae": ["diffusers", "UNet2DConditionModel"]}, "component 'vae' is"),
         ({"vae": None}, "component 'vae' is None"),
+        ({"scheduler": None}, "does not name 'scheduler'"),
+        ({"scheduler": [None, None]}, "does not name 'scheduler'"),
     ],
 )
 def test_an_index_that_names_something_else(copy: Path, changes: dict[str, Any], says: str) -> None:
@@ -490,6 +494,7 @@ def test_an_index_that_names_something_else(copy: Path, changes: dict[str, Any],
         ("unet", {"_class_name": "UNet2DModel"}, "is of class 'UNet2DModel'"),
         ("unet", {"_class_name": ["os", "system"]}, r"is of class \['os', 'system'\]"),
         ("unet", {"sample_size": [8, 8]}, r"unet/config\.json: sample_size is \[8, 8\]"),
+        ("unet", {"sample_size": None}, r"unet/config\.json: sample_size is None"),
         ("vae", {"block_out_channels": 8}, r"vae/config\.json: block_out_channels is 8"),
     ],
 )
@@ -497,8 +502,60 @@ def test_a_component_that_is_something_else(
     copy: Path, part: str, changes: dict[str, Any], says: str
 ) -> None:
     rewrite(copy / part / "config.json", **changes)
-    with pytest.raises(ModelError, match=says):
-        facts(copy)
+    for read in (load, open_model, facts):
+        with pytest.raises(ModelError, match=says):
+            read(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"scaling_factor": None}, "scaling_factor is None"),
+        ({"scaling_factor": "x"}, "scaling_factor is 'x'"),
+        ({"scaling_factor": 0}, "scaling_factor is 0"),
+        ({"shift_factor": "x"}, "shift_factor is 'x'"),
+        ({"shift_factor": float("nan")}, "shift_factor is nan"),
+        ({"shift_factor": -16_385}, "shift_factor is -16385: numbers from -16,384 to 16,384"),
+    ],
+)
+def test_a_vae_whose_scale_is_no_number(copy: Path, changes: dict[str, Any], says: str) -> None:
+    rewrite(copy / "vae" / "config.json", **changes)
+    for read in (load, open_model):
+        with pytest.raises(ModelError, match=says):
+            read(copy)
+
+
+def test_a_unet_of_which_its_class_makes_nothing(copy: Path) -> None:
+    rewrite(copy / "unet" / "config.json", time_embedding_act_fn=1)
+    with pytest.raises(ModelError, match=r"unet/config\.json does not describe a UNet2DConditionModel"):
+        load(copy)
+
+
+def test_a_negative_shift_is_a_number(copy: Path) -> None:
+    rewrite(copy / "vae" / "config.json", shift_factor=-0.05)
+    assert load(copy).cascade.stages[-1].networks[0].config.shift_factor == -0.05  # type: ignore[union-attr, index]
+
+
+def test_a_vae_that_overflows_is_refused(copy: Path) -> None:
+    (path,) = (copy / "vae").glob("*.safetensors")
+    tensors = {name: torch.full_like(value, 1e38) for name, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="vae gives NaN or infinity"):
+        load(copy)
+
+
+@pytest.mark.parametrize("path", ["model_index.json", "unet", "vae/config.json", "scheduler"])
+@pytest.mark.parametrize("manifest", [True, False])
+def test_nothing_is_known_by_a_link_out_of_the_folder(
+    copy: Path, tmp_path: Path, path: str, manifest: bool
+) -> None:
+    if manifest:
+        write_manifest(copy)
+    shutil.move(copy / path, tmp_path / "away")
+    (copy / path).symlink_to(tmp_path / "away")
+    for read in (load, facts, describe):
+        with pytest.raises(ModelError, match=f"{path} is a link that leads out of the folder"):
+            read(copy)
 
 
 def test_a_text_encoder_that_is_something_else(copy: Path) -> None:
