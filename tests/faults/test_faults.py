@@ -206,10 +206,15 @@ def test_a_kill_at_any_moment(batch: Batch) -> None:
     assert ended(process(run_main, batch.args)) == 0
     needed = time.monotonic() - started
     shutil.rmtree(batch.out)
-    found = []
-    for _ in range(KILLS):
+    found = [0]
+    for kill in range(KILLS):
         run = process(run_main, batch.args)
-        time.sleep(chance.random() * needed)
+        if kill % 2:  # most of a run is its start: every other one is killed when it has drawn something
+            while run.is_alive() and len([*batch.out.glob("*.png")]) <= found[-1] % PICTURES:
+                time.sleep(0.001)
+            time.sleep(0.02 * chance.random() * needed)
+        else:
+            time.sleep(chance.random() * needed)
         run.kill()
         run.join()
         found.append(batch.assert_part())
