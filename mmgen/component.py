@@ -25,6 +25,8 @@ WIDTHS = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
+LEADS_OUT = "is a link that leads out of the folder: put the file itself there"
+ONLY_SAFETENSORS = "is refused: only safetensors is read, because other formats can run code"
 MAX_AXES = 8
 MAX_DEPTH = 32  # of lists and objects within each other
 # Of a configuration, for code and for files of the author's choice that a library would run or read.
@@ -109,7 +111,7 @@ def stays_inside(path: Path, folder: Path) -> bool:
 def check_inside(path: Path) -> None:
     """Raise ModelError for a file of a component that is a link to what does not belong to its checkpoint."""
     if not stays_inside(path, Path(os.path.realpath(path.parent)).parent):
-        raise ModelError(f"{_name(path)} is a link that leads out of the folder: put the file itself there")
+        raise ModelError(f"{_name(path)} {LEADS_OUT}")
 
 
 def weight_files(component: Path) -> dict[Path, Header]:
@@ -205,8 +207,7 @@ def _first_file(component: Path) -> str:
         )
     if unsafe := [name for name in names if Path(name).suffix.lower() in UNSAFE]:
         raise ModelError(
-            f"{folder}/{unsafe[0]} is refused: only safetensors is read, because other formats can run code. "
-            "Convert it, or get the model's safetensors files"
+            f"{folder}/{unsafe[0]} {ONLY_SAFETENSORS}. Convert it, or get the model's safetensors files"
         )
     raise ModelError(f"{folder} has no weights: {STEMS[0]}.safetensors or {STEMS[1]}.safetensors is missing")
 

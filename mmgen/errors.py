@@ -27,3 +27,8 @@ class MachineError(MmgenError):
 
 class NonFiniteError(MmgenError):
     """A network returned NaN or infinity. A black picture is never written instead."""
+
+
+def told(error: Exception) -> str:
+    """What another library's error says, in one line that is not endless; its class where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -12,7 +12,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmgen.component import UNSAFE, is_plain, read_json, stays_inside, weight_files
+from mmgen.component import (
+    LEADS_OUT,
+    ONLY_SAFETENSORS,
+    UNSAFE,
+    is_plain,
+    read_json,
+    stays_inside,
+    weight_files,
+)
 from mmgen.errors import ModelError
 
 MANIFEST = "manifest.json"
@@ -22,7 +30,6 @@ VOCABULARY = "vocabulary.json"
 TEXTS = {".json", ".txt", ".model"}  # of configurations and tokenizers
 # Of published folders, what draws nothing here.
 PASSED_BY = {"safety_checker", "feature_extractor", "image_encoder", "watermarker"}
-LEADS_OUT = "is a link that leads out of the folder: put the file itself there"
 SHOWN = 3  # of several problems, in one error
 
 
@@ -144,10 +151,7 @@ def _refused(folder: Path) -> Iterator[str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() in UNSAFE:
-            yield (
-                f"{name} is refused: only safetensors is read, because other formats can run code. "
-                "Remove it, or convert it"
-            )
+            yield (f"{name} {ONLY_SAFETENSORS}. Remove it, or convert it")
         elif path.is_symlink() and not stays_inside(path, folder):
             yield f"{name} {LEADS_OUT}"
 

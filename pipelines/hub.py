@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mmgen.component import STEMS, is_plain, read_json, weight_files
-from mmgen.errors import MachineError, MmgenError, ModelError
+from mmgen.errors import MachineError, MmgenError, ModelError, told
 from mmgen.pipelines.checkpoint import CARD, INDEX, MANIFEST, TEXTS, VOCABULARY, part_names
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def _explained(model: HubModel) -> Iterator[None]:
             f"({state})"
         ) from None
     except errors.HfHubHTTPError as error:
-        raise MachineError(f"the Hub did not give {model.id}: {_line(error)}") from None
+        raise MachineError(f"the Hub did not give {model.id}: {told(error)}") from None
     except (OSError, RuntimeError, errors.HTTPError) as error:  # type: ignore[attr-defined]
         raise _machine(model, error) from None
 
@@ -253,12 +253,8 @@ def _machine(model: HubModel, error: Exception) -> MachineError:
             f"{error.filename} cannot be written: {error.strerror}; HF_HOME sets another cache"
         )
     return MachineError(
-        f"the Hub cannot be reached for {model.id}, which is not in the cache as a whole: {_line(error)}"
+        f"the Hub cannot be reached for {model.id}, which is not in the cache as a whole: {told(error)}"
     )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def cached() -> list[Cached]:

@@ -26,7 +26,7 @@ from mmgen.component import (
     shown_names,
     weight_files,
 )
-from mmgen.errors import ModelError
+from mmgen.errors import ModelError, told
 from mmgen.memory import Residency, choose_device, choose_dtype, place
 from mmgen.models.text import TextEncoder
 from mmgen.pipelines.cascade import Cascade
@@ -206,7 +206,7 @@ def read_network(folder: Path, network_class: Any) -> Any:
     try:
         network.load_state_dict(held, strict=True, assign=True)
     except RuntimeError as error:
-        raise ModelError(f"{folder.name}: the weights do not fit config.json: {_line(error)}") from None
+        raise ModelError(f"{folder.name}: the weights do not fit config.json: {told(error)}") from None
     return network
 
 
@@ -226,7 +226,7 @@ def build_network(folder: Path, network_class: Any) -> Any:
             network = network_class(**config)
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         raise ModelError(
-            f"{folder.name}/config.json does not describe a {network_class.__name__}: {_line(error)}"
+            f"{folder.name}/config.json does not describe a {network_class.__name__}: {told(error)}"
         ) from None
     _check_fit(folder.name, network, headers)
     return network
@@ -284,11 +284,6 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path.parent.name}/{path.name} cannot be read: {error}") from None
-
-
-def _line(error: Exception) -> str:
-    """An error's text in one line that is not endless."""
-    return " ".join(str(error).split())[:300]
 
 
 def _check_tensors(name: str, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -23,7 +23,7 @@ from mmgen.component import (
     weight_files,
 )
 from mmgen.conditioning import Conditioning
-from mmgen.errors import ModelError
+from mmgen.errors import ModelError, told
 
 MAX_LAYERS = 1000
 MAX_WIDTH = 2**24
@@ -110,7 +110,7 @@ class TextEncoder:
                 raise
             # transformers has no error of its own, and a wrong folder raises anything from KeyError to SafetensorError
             except Exception as error:  # noqa: BLE001
-                raise ModelError(f"{model_folder.name} cannot be read: {_line(error)}") from None
+                raise ModelError(f"{model_folder.name} cannot be read: {told(error)}") from None
             tokenizer = _tokenizer(tokenizer_folder or model_folder)
         _check_loaded(model_folder.name, info)
         if len(tokenizer) > model.config.vocab_size:
@@ -215,7 +215,7 @@ def _tokenizer(folder: Path) -> Any:
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # noqa: BLE001 - as above; the tokenizers library raises bare Exception
-        raise ModelError(f"{folder.name} cannot be read as a tokenizer: {_line(error)}") from None
+        raise ModelError(f"{folder.name} cannot be read as a tokenizer: {told(error)}") from None
 
 
 def _check_tokenizer(folder: Path) -> None:
@@ -269,7 +269,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
