@@ -27,7 +27,7 @@ from mmgen.memory import choose_dtype
 from mmgen.models.prior import DiffusionPrior
 from mmgen.models.text import TextEncoder
 from mmgen.noise import Noise
-from mmgen.pipelines.families import DECODER, PRIOR
+from mmgen.pipelines.families.storybook import DECODER, PRIOR
 from mmgen.pipelines.prior_stage import CANDIDATES
 from mmgen.pipelines.sampling import guided_pair
 from mmgen.pipelines.super_res_stage import enlarge

@@ -247,7 +247,7 @@ def _foreign(foreign: Foreign, size: Size | None, facts: Facts, path: Path) -> R
 def _request(recipe: Recipe, changes: Changes, facts: Facts, path: Path) -> Request:
     """The complete request, with every change in it and the model's own defaults where nobody says anything."""
     from mmgen.pipelines.catalogue import fitting_side
-    from mmgen.pipelines.families import up_to
+    from mmgen.pipelines.forms import up_to
 
     size = changes.size or recipe.size
     side = facts.sides[-1] if size is None else fitting_side(size, facts.sides, facts.name)

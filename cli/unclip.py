@@ -215,7 +215,7 @@ def _check(asked: _Asked, options: Shared) -> tuple[Request, Output]:
     from mmgen.images import check_fits
     from mmgen.inputs import from_parts
     from mmgen.pipelines.catalogue import find, fitting_side, read_index, sizes
-    from mmgen.pipelines.families import no_image_embed
+    from mmgen.pipelines.families.storybook import no_image_embed
 
     if read_index(find(options.model))[0].get("image_embed") == "none":
         raise no_image_embed(options.model)

@@ -79,7 +79,7 @@ def _check(images: tuple[Path, ...], out: Path, format: Any, kernel: str | None)
     """All that can be wrong with pictures and files before a model is loaded; many photos would not fit in memory."""
     from mmgen.images import check_folder, check_side
     from mmgen.inputs import open_picture
-    from mmgen.pipelines.families import FACTOR
+    from mmgen.pipelines.forms import FACTOR
 
     for path in images:
         check_side(format, FACTOR * max(open_picture(path).size))

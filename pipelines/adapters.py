@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmgen.conditioning import Conditioning, given
 from mmgen.errors import ModelError
-from mmgen.pipelines.families import enlargement
+from mmgen.pipelines.families.family import enlargement
 from mmgen.schedulers import prediction, schedules
 from mmgen.schedulers.prediction import PredictionKind
 from mmgen.schedulers.schedules import DiscreteSchedule, Spacing

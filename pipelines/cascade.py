@@ -9,9 +9,9 @@ import torch
 from mmgen.errors import UsageError
 from mmgen.memory import Residency
 from mmgen.noise import Noise
-from mmgen.pipelines import families
+from mmgen.pipelines import forms
 from mmgen.pipelines.clock import Clock
-from mmgen.pipelines.families import StageForm
+from mmgen.pipelines.forms import StageForm
 from mmgen.pipelines.stage import Draft, Stage
 from mmgen.schedulers.samplers import Step, sampler
 from mmgen.types import SAMPLERS, StageSettings
@@ -50,7 +50,7 @@ class Cascade:
 
     def up_to(self, size: int) -> Cascade:
         """The chain that ends with pictures of this side. Raises UsageError if none does."""
-        kept = families.up_to([_form(stage) for stage in self.stages], size)
+        kept = forms.up_to([_form(stage) for stage in self.stages], size)
         return Cascade(self.stages[: len(kept)], self.residency)
 
     def resolve(self, given: Mapping[str, StageSettings]) -> dict[str, StageSettings]:
@@ -58,7 +58,7 @@ class Cascade:
 
         Raises UsageError for a stage that is not in the chain, and for a setting that a stage or its sampler ignores.
         """
-        stages = families.resolve([_form(stage) for stage in self.stages], given)
+        stages = forms.resolve([_form(stage) for stage in self.stages], given)
         for name, settings in stages.items():
             _check_foreign(name, settings)
         return stages
@@ -83,7 +83,7 @@ def complete(stage: Stage, settings: StageSettings) -> StageSettings:
 
     Raises UsageError for a setting that the stage or its sampler ignores.
     """
-    settings = families.complete(_form(stage), settings)
+    settings = forms.complete(_form(stage), settings)
     _check_foreign(stage.name, settings)
     return settings
 

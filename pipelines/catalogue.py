@@ -14,7 +14,9 @@ from mmgen.component import read_json, shown, weight_files
 from mmgen.errors import ModelError, UsageError
 from mmgen.pipelines import hub
 from mmgen.pipelines.checkpoint import INDEX, check_link, digest, entries, part_names, problems
-from mmgen.pipelines.families import FAMILIES, PUBLISHED, Family, Kind, StageForm, resolve, sides, up_to
+from mmgen.pipelines.families import FAMILIES, PUBLISHED
+from mmgen.pipelines.families.family import Family, Kind
+from mmgen.pipelines.forms import StageForm, resolve, sides, up_to
 from mmgen.types import Request, Size, StageSettings
 
 

@@ -13,7 +13,7 @@ from mmgen.errors import UsageError
 from mmgen.models.conditioned_unet import ConditionedUNet
 from mmgen.noise import Noise
 from mmgen.pipelines.denoiser import make_denoiser
-from mmgen.pipelines.families import DECODER_TAKES
+from mmgen.pipelines.forms import DECODER_TAKES
 from mmgen.pipelines.prior_stage import PriorStage
 from mmgen.pipelines.sampling import diffuse, guided_pair, resolved
 from mmgen.pipelines.stage import Draft

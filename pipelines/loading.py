@@ -176,7 +176,13 @@ def read_component(folder: Path, name: str, index: Mapping[str, Any], dtype: tor
     cpu = torch.device("cpu")
     if module == "transformers":
         layer = index.get("text_layer", -1)
-        encoder = TextEncoder.load(folder / name, folder / "tokenizer", layer=layer, dtype=dtype)
+        encoder = TextEncoder.load(
+            folder / name,
+            folder / name.replace("text_encoder", "tokenizer"),
+            layer=layer,
+            dtype=dtype,
+            projected=kind == "CLIPTextModelWithProjection",
+        )
         if (found := type(encoder.model).__name__) != kind:
             raise ModelError(f"{INDEX} says that {name} is {kind}, but its config.json describes a {found}")
         _check_tensors(name, encoder.model.state_dict())

@@ -13,7 +13,7 @@ from mmgen.models.dual_encoder import DualEncoder
 from mmgen.models.prior import DiffusionPrior
 from mmgen.noise import Noise
 from mmgen.pipelines.denoiser import make_denoiser
-from mmgen.pipelines.families import PRIOR_TAKES
+from mmgen.pipelines.forms import PRIOR_TAKES
 from mmgen.pipelines.sampling import diffuse, guided_pair
 from mmgen.pipelines.stage import Draft
 from mmgen.schedulers.samplers import Step

@@ -14,8 +14,8 @@ from mmgen.conditioning import Conditioning
 from mmgen.models.conditioned_unet import ConditionedUNet
 from mmgen.noise import Noise
 from mmgen.pipelines.denoiser import make_denoiser
-from mmgen.pipelines.families import FACTOR as FACTOR
-from mmgen.pipelines.families import SUPER_RES_TAKES, super_res_name
+from mmgen.pipelines.forms import FACTOR as FACTOR
+from mmgen.pipelines.forms import SUPER_RES_TAKES, super_res_name
 from mmgen.pipelines.sampling import diffuse, resolved
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.tiling import blended, squares

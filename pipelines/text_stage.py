@@ -10,7 +10,7 @@ from torch import nn
 from mmgen.conditioning import Conditioning
 from mmgen.models.text import TextEncoder
 from mmgen.noise import Noise
-from mmgen.pipelines.families import TEXT_TAKES
+from mmgen.pipelines.forms import TEXT_TAKES
 from mmgen.pipelines.stage import Draft
 from mmgen.schedulers.samplers import Step
 from mmgen.types import StageSettings

@@ -20,7 +20,7 @@ from mmgen.pipelines.cascade import Cascade, complete
 from mmgen.pipelines.catalogue import fitting_side
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.editing import Known, known, over
-from mmgen.pipelines.families import FACTOR
+from mmgen.pipelines.forms import FACTOR
 from mmgen.pipelines.notebook import OnStepEnd, drain, following, step_end
 from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.unclip import Unclip

@@ -20,7 +20,7 @@ from mmgen.noise import Noise
 from mmgen.pipelines.cascade import Cascade, complete
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.decoder_stage import INVERSION, DecoderStage
-from mmgen.pipelines.families import no_image_embed
+from mmgen.pipelines.families.storybook import no_image_embed
 from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.schedulers.samplers import Step
 from mmgen.types import Request, StageSettings

@@ -78,16 +78,23 @@ class TextEncoder:
 
     @classmethod
     def load(
-        cls, model_folder: Path, tokenizer_folder: Path | None = None, *, layer: int = -1, dtype: torch.dtype
+        cls,
+        model_folder: Path,
+        tokenizer_folder: Path | None = None,
+        *,
+        layer: int = -1,
+        dtype: torch.dtype,
+        projected: bool = False,
     ) -> TextEncoder:
         """Read an encoder from disk; nothing is fetched.
 
+        projected: of a CLIP, with the projection that makes its pooled vector one of text and pictures alike.
         Raises ModelError if the folder is of no known family, cannot be read, or has tensors too few or too many.
         """
         import transformers
 
         values = _config(model_folder)
-        family = FAMILIES[values["model_type"]]
+        family = FAMILIES["clip" if projected else values["model_type"]]
         model_class = getattr(transformers, family.class_name)
         headers = weight_files(model_folder)
         held = {name: entry["shape"] for header in headers.values() for name, entry in header.items()}

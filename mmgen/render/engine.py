@@ -22,10 +22,10 @@ from mmgen.memory import Room, is_out_of_memory, release_unused
 from mmgen.memory import room as room_of
 from mmgen.noise import Noise
 from mmgen.pipelines.clock import Clock
-from mmgen.pipelines.latent_stage import VaeStage
 from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.super_res_stage import SuperResStage
 from mmgen.pipelines.text_to_image import TextToImage
+from mmgen.pipelines.vae_stage import VaeStage
 from mmgen.render import stopped
 from mmgen.render.drafts import Drafts, Kept, map_tensors, rows_of
 from mmgen.render.estimate import MAX_TOKENS, WORKING_SHARE, picture_bytes, stage_weights

@@ -14,9 +14,9 @@ from torch import nn
 from mmgen.memory import weight_bytes
 from mmgen.models.conditioned_unet import IMAGE_TOKENS, ConditionedUNet
 from mmgen.models.unet import UNet
-from mmgen.pipelines.latent_stage import VaeStage
 from mmgen.pipelines.stage import Stage
 from mmgen.pipelines.super_res_stage import SuperResStage
+from mmgen.pipelines.vae_stage import VaeStage
 from mmgen.types import StageSettings
 
 # Tensors that are alive at once, in the size of what a block gives.

@@ -23,7 +23,7 @@ from mmgen.errors import UsageError
 from mmgen.images import SUFFIXES, Format, check_fits, read_metadata
 from mmgen.inputs import open_picture
 from mmgen.pipelines.catalogue import Facts
-from mmgen.pipelines.families import StageForm, up_to
+from mmgen.pipelines.forms import StageForm, up_to
 from mmgen.render.jobs import Job
 from mmgen.types import Request
 

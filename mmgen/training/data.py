@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmgen import inputs
 from mmgen.errors import UsageError
-from mmgen.pipelines.families import FACTOR
+from mmgen.pipelines.forms import FACTOR
 
 if TYPE_CHECKING:
     from mmgen.evaluation.judge import Judge

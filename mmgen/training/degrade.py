@@ -14,7 +14,7 @@ from mmgen.models.text import TextEncoder
 from mmgen.noise import Noise
 from mmgen.pipelines.decoder_stage import DecoderStage
 from mmgen.pipelines.editing import Known
-from mmgen.pipelines.families import DECODER
+from mmgen.pipelines.families.storybook import DECODER
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.types import StageSettings
 

@@ -15,7 +15,7 @@ from mmgen.images import grid, to_pil
 from mmgen.models.text import TextEncoder
 from mmgen.noise import Noise
 from mmgen.pipelines.decoder_stage import DecoderStage
-from mmgen.pipelines.families import DECODER, SUPER_RES
+from mmgen.pipelines.families.storybook import DECODER, SUPER_RES
 from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.super_res_stage import FACTOR, SuperResStage, enlarge
 from mmgen.training.data import Order, Source

@@ -17,7 +17,7 @@ import mmgen
 from mmgen.errors import UsageError
 from mmgen.images import encode, parameters_text, parse_parameters, read_metadata
 from mmgen.pipelines import catalogue
-from mmgen.pipelines.families import StageForm
+from mmgen.pipelines.forms import StageForm
 from mmgen.types import Request, StageSettings
 from tests.checkpoints import write_tiny
 from tests.cli.conftest import Command, NoiseStage

@@ -28,7 +28,7 @@ from mmgen.models import presets
 from mmgen.noise import Noise
 from mmgen.pipelines.catalogue import verify
 from mmgen.pipelines.checkpoint import write_manifest
-from mmgen.pipelines.families import DECODER, PRIOR, SUPER_RES
+from mmgen.pipelines.families.storybook import DECODER, PRIOR, SUPER_RES
 from mmgen.pipelines.loading import VOCABULARY
 from mmgen.pipelines.prior_stage import CANDIDATES
 from mmgen.pipelines.stage import Draft, finish

@@ -29,16 +29,16 @@ from mmgen.cli.main import main
 from mmgen.errors import ModelError, NonFiniteError, UsageError
 from mmgen.images import read_metadata
 from mmgen.noise import Noise
-from mmgen.pipelines import latent_stage
+from mmgen.pipelines import vae_stage
 from mmgen.pipelines.adapters import colours, noise_of, scaled
 from mmgen.pipelines.catalogue import describe, facts, verify
 from mmgen.pipelines.checkpoint import write_manifest
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.diffusers_pipeline import MmgenPipeline
-from mmgen.pipelines.latent_stage import VaeStage
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
+from mmgen.pipelines.vae_stage import VaeStage
 from mmgen.render.engine import Done, Event
 from mmgen.render.jobs import Job
 from mmgen.render.windows import Budget
@@ -328,8 +328,8 @@ def test_half_precision_does_not_reach_a_vae_that_overflows_in_it(folder: Path, 
 
 
 def test_large_pictures_are_decoded_in_squares(pipe: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent_stage, "MIN_SQUARE", 32)
-    monkeypatch.setattr(latent_stage, "OVERLAP", 24)
+    monkeypatch.setattr(vae_stage, "MIN_SQUARE", 32)
+    monkeypatch.setattr(vae_stage, "OVERLAP", 24)
     vae: Any = pipe.cascade.stages[-1].networks[0]
     stage = VaeStage(vae, size=64)
     latent = Noise([3, 5]).draw((4, 32, 32))
@@ -359,8 +359,8 @@ def test_large_pictures_are_decoded_in_squares(pipe: TextToImage, monkeypatch: p
 def test_where_memory_runs_out_a_batch_decodes_in_squares(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latent_stage, "MIN_SQUARE", 4)
-    monkeypatch.setattr(latent_stage, "OVERLAP", 4)
+    monkeypatch.setattr(vae_stage, "MIN_SQUARE", 4)
+    monkeypatch.setattr(vae_stage, "OVERLAP", 4)
     model = load(folder)
     vae: Any = model.cascade.stages[-1].networks[0]
     decode = vae.decode

@@ -18,7 +18,7 @@ from mmgen.noise import Noise
 from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.decoder_stage import DecoderStage
 from mmgen.pipelines.denoiser import make_denoiser
-from mmgen.pipelines.families import DECODER
+from mmgen.pipelines.families.storybook import DECODER
 from mmgen.pipelines.prior_stage import PriorStage
 from mmgen.pipelines.sampling import guided_pair
 from mmgen.pipelines.stage import Draft

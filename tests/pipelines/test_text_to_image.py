@@ -15,7 +15,7 @@ import mmgen
 from mmgen.errors import NonFiniteError, UsageError
 from mmgen.noise import Noise
 from mmgen.pipelines.cascade import Cascade
-from mmgen.pipelines.families import DECODER
+from mmgen.pipelines.families.storybook import DECODER
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.result import Result

@@ -22,7 +22,7 @@ from mmgen.inputs import digest
 from mmgen.noise import Noise
 from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.decoder_stage import INVERSION, DecoderStage
-from mmgen.pipelines.families import DECODER
+from mmgen.pipelines.families.storybook import DECODER
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.pipelines.unclip import mixed, slerp, text_diff

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from mmgen.errors import ModelError, UsageError
 from mmgen.images import FORMATS, SUFFIXES, Format
 from mmgen.pipelines.catalogue import Facts, facts
-from mmgen.pipelines.families import DECODER, DECODER_TAKES, PRIOR, PRIOR_TAKES, StageForm
+from mmgen.pipelines.families.storybook import DECODER, PRIOR
+from mmgen.pipelines.forms import DECODER_TAKES, PRIOR_TAKES, StageForm
 from mmgen.render import jobs as jobs_module
 from mmgen.render.jobs import (
     FIELDS,

@@ -23,11 +23,13 @@ from mmgen.models import presets
 from mmgen.noise import Noise
 from mmgen.pipelines.adapters import noise_of
 from mmgen.pipelines.decoder_stage import DecoderStage
-from mmgen.pipelines.families import DECODER, LATENT, PRIOR, SUPER_RES
-from mmgen.pipelines.latent_stage import LatentStage, VaeStage
+from mmgen.pipelines.families.stable_diffusion import LATENT
+from mmgen.pipelines.families.storybook import DECODER, PRIOR, SUPER_RES
 from mmgen.pipelines.prior_stage import PriorStage
 from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.super_res_stage import SuperResStage
+from mmgen.pipelines.unet_stage import LatentStage
+from mmgen.pipelines.vae_stage import VaeStage
 from mmgen.render.estimate import picture_bytes
 from mmgen.values import parse_bytes
 from tests.checkpoints import BETAS, awake, write_tiny

@@ -1,4 +1,4 @@
-"""Text -> a picture or latents, by a published U-Net, and latents -> the picture, by the VAE that they belong to."""
+"""Text -> a picture or latents, by a published U-Net."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmgen import threshold
 from mmgen.conditioning import Conditioning
-from mmgen.errors import NonFiniteError, UsageError
+from mmgen.errors import UsageError
 from mmgen.noise import Noise
-from mmgen.pipelines.adapters import TextUNet, unscaled
+from mmgen.pipelines.adapters import TextUNet
 from mmgen.pipelines.denoiser import make_denoiser
-from mmgen.pipelines.families import DECODER_TAKES, LATENT_TAKES, VAE_TAKES, enlargement
+from mmgen.pipelines.forms import DECODER_TAKES, LATENT_TAKES
 from mmgen.pipelines.sampling import diffuse, resolved
 from mmgen.pipelines.stage import Draft
-from mmgen.pipelines.super_res_stage import MIN_SQUARE, OVERLAP, SQUARE
-from mmgen.pipelines.tiling import Box, blended, squares
 from mmgen.schedulers.prediction import PredictionKind
 from mmgen.schedulers.samplers import Sampler, Step
 from mmgen.schedulers.schedules import DiscreteSchedule
@@ -128,61 +125,3 @@ class LatentStage(UNetStage):
             return latent
         weights, shift = self.colours.to(latent).split([latent.shape[1], 1])
         return (torch.einsum("bchw,cd->bdhw", latent, weights) + shift[0, :, None, None]).clamp(-1, 1)
-
-
-class VaeStage:
-    """Decodes latents, one picture after the other. size: side of the pictures. square: of the squares in which larger
-    ones are decoded, in pixels, None: SQUARE."""
-
-    name = "vae"
-    needs = frozenset({"latent"})
-    gives = frozenset({"image"})
-    takes = VAE_TAKES
-    defaults = StageSettings()
-
-    def __init__(self, network: Any, *, size: int, square: int | None = None) -> None:
-        self.network, self._square = network, square
-        self.networks: tuple[nn.Module, ...] = (network,)
-        self.size: int | None = size
-
-    @property
-    def square(self) -> int:
-        """Of the squares in which it decodes, in pixels."""
-        return SQUARE if self._square is None else self._square
-
-    def smaller(self) -> VaeStage | None:
-        """The same stage in less memory: in squares of half the side; None: they would be too small."""
-        assert self.size is not None
-        square = min(self.square, self.size) // 2
-        return None if square < MIN_SQUARE else VaeStage(self.network, size=self.size, square=square)
-
-    def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
-        if draft.latent is None:
-            raise ValueError("a VAE needs latents")
-        latent = unscaled(draft.latent, self.network.config).to(self.network.dtype)
-        try:
-            image = threshold.static_clip(torch.cat([self._decoded(one) for one in latent.split(1)]))
-        except NonFiniteError as error:
-            raise NonFiniteError(f"stage {self.name!r}: {error}") from None
-        yield Step(self.name, 1, 1, 0.0, image, image)
-        return replace(draft, image=image)
-
-    @torch.no_grad()
-    def _decoded(self, latent: Tensor) -> Tensor:
-        """[1, C, h, w] -> [1, 3, H, W], float32, square by square where it is large."""
-        scale = enlargement(self.network.config)
-        height, width = latent.shape[-2:]
-        boxes = squares(height, width, self.square // scale, OVERLAP // scale)
-        seen = iter(boxes)
-
-        def draw(_box: Box) -> Tensor:
-            image: Tensor = self.network.decode(latent[(..., *next(seen))], return_dict=False)[0]
-            return image.float()
-
-        pixels = [(_times(rows, scale), _times(columns, scale)) for rows, columns in boxes]
-        like = latent.new_empty((1, 3, scale * height, scale * width), dtype=torch.float32)
-        return blended(draw, pixels, like)
-
-
-def _times(part: slice, scale: int) -> slice:
-    return slice(scale * part.start, scale * part.stop)

@@ -1,0 +1,83 @@
+"""What is known of stages without their networks: names, settings, sizes. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from mmgen.errors import UsageError
+from mmgen.types import StageSettings, check_sampler
+
+# the settings that each stage uses
+TEXT_TAKES: frozenset[str] = frozenset()
+PRIOR_TAKES = frozenset({"steps", "sampler", "guidance_scale"})
+DECODER_TAKES = frozenset({
+    "steps", "sampler", "eta", "guidance_scale", "guidance_interval", "guidance_rescale", "guidance_parallel",
+    "guidance_limit", "threshold", "threshold_cap", "resample",
+})  # fmt: skip
+SUPER_RES_TAKES = frozenset({"steps", "sampler", "noise_level", "threshold"})
+LATENT_TAKES = DECODER_TAKES - {"threshold", "threshold_cap"}  # latents are no pictures in [-1, 1]
+VAE_TAKES: frozenset[str] = frozenset()
+
+FACTOR = 4  # of a super-resolution stage: its picture's side in that of the picture before
+
+
+@dataclass(frozen=True)
+class StageForm:
+    """What is known of a stage without its networks. As in `mmgen.pipelines.stage.Stage`."""
+
+    name: str
+    takes: frozenset[str]
+    defaults: StageSettings
+    size: int | None = None
+
+
+def up_to(forms: Sequence[StageForm], size: int) -> tuple[StageForm, ...]:
+    """The chain that ends with pictures of this side. Raises UsageError if none does."""
+    for i, form in enumerate(forms):
+        if form.size == size:
+            return tuple(forms[: i + 1])
+    raise UsageError(f"no stage gives pictures of {size} px: choose {' or '.join(map(str, sides(forms)))}")
+
+
+def resolve(forms: Sequence[StageForm], given: Mapping[str, StageSettings]) -> dict[str, StageSettings]:
+    """Every setting of every stage of a chain, by its default where it is not given; stages without settings left out.
+
+    Raises UsageError for a stage that is not in the chain, and for a setting that a stage or its sampler ignores.
+    """
+    names = [form.name for form in forms]
+    if idle := sorted(set(given) - set(names)):
+        raise UsageError(
+            f"settings for stage {idle[0]!r}, but at {sides(forms)[-1]} px only {', '.join(names)} run"
+        )
+    stages = {form.name: complete(form, given.get(form.name, StageSettings())) for form in forms}
+    return {name: settings for name, settings in stages.items() if settings.to_dict()}
+
+
+def complete(form: StageForm, settings: StageSettings) -> StageSettings:
+    """Every setting of one stage, by its default where it is not given.
+
+    Raises UsageError for a setting that the stage or its sampler ignores.
+    """
+    if ignored := [name for name in settings.to_dict() if name not in form.takes]:
+        taken = [field.name for field in fields(StageSettings) if field.name in form.takes]
+        raise UsageError(
+            f"stage {form.name!r} does not take {ignored[0]}: it takes {', '.join(taken) or 'no settings'}"
+        )
+    settings = settings.with_defaults(form.defaults)
+    if settings.sampler is not None:
+        try:
+            check_sampler(settings.sampler, eta=settings.eta, resample=settings.resample)
+        except UsageError as error:
+            raise UsageError(f"stage {form.name!r}: {error}") from None
+    return settings
+
+
+def sides(forms: Sequence[StageForm]) -> tuple[int, ...]:
+    """Sides in pixels of the pictures that a chain can end with, smallest first."""
+    return tuple(form.size for form in forms if form.size is not None)
+
+
+def super_res_name(size: int) -> str:
+    """The name of the super-resolution stage that gives pictures of this side, in pixels."""
+    return f"super-res-{size}"
