@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Split = Literal["train", "wording"]
+MORE = 0.4  # of the phrases of training captions that can be said in other words
 FRAME_WORDS = frozenset({"a", "an", "the", "one", "there", "is", "are"})
 
 
@@ -27,6 +28,8 @@ class _Speaker:
         options = words.trained
         if self.novel and words.held_out and self.chance() < 0.5:
             options, self.said_novel = words.held_out, True
+        elif not self.novel and words.more and self.chance() < MORE:
+            options = words.more
         return options[int(self.chance() * len(options))]
 
 

@@ -87,8 +87,8 @@ def test_size_words_are_true():
 
 def test_a_million_training_scenes_leak_nothing():
     """The stream that the trainer reads, by scene and by the caption's own words."""
-    nouns = {w: n for n, k in SPRITES.items() for words in (k.singular, k.plural) for w in words.trained}
-    colours = {w: c for c, k in COLOURS.items() for w in k.words.trained}
+    nouns = {w: n for n, k in SPRITES.items() for words in (k.singular, k.plural) for w in words.told}
+    colours = {w: c for c, k in COLOURS.items() for w in k.words.told}
     for index in range(STREAM // 1000):
         for scene in data.scenes(20, index, 1000):
             assert in_training(scene), scene

@@ -123,4 +123,4 @@ def test_natural_colours_and_paint_do_not_overlap():
     for name, kind in SPRITES.items():
         assert kind.natural not in kind.colours, name
         assert kind.colours <= set(COLOURS)
-        assert len(kind.singular.trained) == len(kind.plural.trained)
+        assert len(kind.singular.told) == len(kind.plural.told)

@@ -70,7 +70,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_pruned_words_have_the_states_that_they_had(published: Path, tmp_path: Path) -> None:
-    rows = len(word_pieces()) - 10
+    rows = len(word_pieces()) - 1
     text_encoder.prune(published, tmp_path / "small", rows)
     BertTokenizer(vocab=str(published / "vocab.txt")).save_pretrained(tmp_path / "whole")
     small = TextEncoder.load(
@@ -83,6 +83,29 @@ def test_pruned_words_have_the_states_that_they_had(published: Path, tmp_path: P
     assert small.model.config.num_hidden_layers == text_encoder.TEXT_LAYER
     known = ["a red cat and two blue dogs", "on the left of a car"]
     assert torch.allclose(small.encode(known).text, whole.encode(known).text, atol=0.01)
+
+
+def test_words_of_captions_are_kept_then_the_most_frequent_without_numbers() -> None:
+    known = [
+        "[PAD]",
+        "[unused0]",
+        "1990",
+        "governor",
+        "senate",
+        "##ing",
+        "ö",
+        "x",
+        "##y",
+        "7",
+        "treaty",
+        "mushroom",
+        "##room",
+    ]
+    kept = {n: [known[i] for i in text_encoder.kept_rows(known, n)] for n in (5, 7, 9, 99)}
+    assert kept[5] == ["[PAD]", "x", "##y", "7", "mushroom"]
+    assert kept[7] == ["[PAD]", "governor", "senate", "x", "##y", "7", "mushroom"]
+    assert kept[9] == ["[PAD]", "governor", "senate", "##ing", "x", "##y", "7", "treaty", "mushroom"]
+    assert kept[99] == [word for word in known if word not in ("[unused0]", "1990", "\u00f6")]
 
 
 def test_another_encoder_is_refused(published: Path, tmp_path: Path) -> None:
