@@ -33,7 +33,7 @@ from mmgen import Request, StageSettings, threshold
 from mmgen.conditioning import concat
 from mmgen.memory import choose_dtype, place
 from mmgen.noise import Noise
-from mmgen.pipelines.catalogue import find
+from mmgen.pipelines.sources import find
 from mmgen.pipelines.stage import finish
 
 HERE = Path(__file__).resolve().parent

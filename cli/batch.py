@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmgen.cli.generate import COUNT, DECODER, SIZE, say_unknown
+from mmgen.cli.generate import COUNT, DECODER, SIZE, cut_of, say_cut, say_unknown
 from mmgen.cli.options import MACHINE, parse_memory, with_options
 from mmgen.cli.planned import Checked, Given, Source, pictures_checked, plan_of_file
 from mmgen.cli.progress import Progress, of_job, pictures
@@ -235,7 +235,9 @@ class _Run:
             self.progress.failure(job, str(wrong), took)
             return
         self._say_unknown(job)
-        self.progress.picture(job, path, took)
+        say_cut(self._model.name, done.cut_words, self._said)
+        cut = {"cut_words": cut_of(done.cut_words)} if done.cut_words else {}
+        self.progress.picture(job, path, took | cut)
 
     def _say_unknown(self, job: Job) -> None:
         from mmgen.pipelines.vocabulary import unknown_words

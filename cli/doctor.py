@@ -266,7 +266,8 @@ def _disk() -> Finding:
 
 
 def _weights() -> Finding:
-    from mmgen.pipelines.catalogue import available, verify
+    from mmgen.pipelines.catalogue import verify
+    from mmgen.pipelines.sources import available
 
     names = available()
     if not names:

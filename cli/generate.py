@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mmgen.pipelines.text_to_image import TextToImage
     from mmgen.result import Result
     from mmgen.schedulers.samplers import Step
+
+SHOWN_WORDS = 10  # of those at the end of a text that were not read
 
 Stream = Callable[[Request], "Generator[Step, None, Result]"]
 
@@ -247,9 +249,11 @@ def _draw(
             continue
         unknown = result.unknown_words.get(prompt, {})
         say_unknown(pipe.name, unknown, said)
+        say_cut(pipe.name, result.cut_words, said)
         path = output.save(result.images[0], result.request)
         seconds = round(time.monotonic() - started, 3)
-        print_picture(result.request, path, as_json, {"seconds": seconds, "unknown_words": dict(unknown)})
+        words = {"unknown_words": dict(unknown), "cut_words": cut_of(result.cut_words)}
+        print_picture(result.request, path, as_json, {"seconds": seconds, **words})
         views.show_picture(result.images[0], prompt, seed)
     return failed
 
@@ -260,6 +264,21 @@ def say_unknown(model: str, unknown: Mapping[str, str], said: set[tuple[str, str
         if (word, nearest) not in said:
             said.add((word, nearest))
             note(f"{model} has no {word!r}" + (f"; nearest: {nearest!r}" if nearest else ""))
+
+
+def say_cut(model: str, cut: Mapping[str, Sequence[str]], said: set[tuple[str, str]]) -> None:
+    """Name the words that a model did not read, once for each text. said: as in `say_unknown`."""
+    for text, words in cut.items():
+        if (text, words[0]) not in said:
+            said.add((text, words[0]))
+            more = len(words) - SHOWN_WORDS
+            named = ", ".join(map(repr, words[:SHOWN_WORDS])) + (f" and {more} more" if more > 0 else "")
+            note(f"{model} did not read {named}: the text is too long for it")
+
+
+def cut_of(cut: Mapping[str, Sequence[str]]) -> list[str]:
+    """All words that were not read, as JSON has them."""
+    return [word for words in cut.values() for word in words]
 
 
 def print_picture(request: Request, path: Path | None, as_json: bool, more: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from mmgen.errors import MachineError, MmgenError
 COMMANDS = {
     "generate": "mmgen.cli.generate:generate",
     "batch": "mmgen.cli.batch:batch",
+    "plan": "mmgen.cli.plan:plan",
     "sweep": "mmgen.cli.sweep:sweep",
     "edit": "mmgen.cli.edit:edit",
     "upscale": "mmgen.cli.upscale:upscale",

@@ -88,7 +88,7 @@ def pull(name: str) -> None:
     mmgen models pull stable-diffusion-v1-5/stable-diffusion-v1-5
     """
     from mmgen.pipelines import hub
-    from mmgen.pipelines.catalogue import check_family
+    from mmgen.pipelines.sources import check_family
 
     click.echo(hub.recorded_name(hub.pull(_of_hub(name), check_family)))
 
@@ -120,7 +120,7 @@ def remove(name: str, yes: bool) -> None:
 def _of_hub(name: str) -> HubModel:
     """Raises UsageError for a model that lies elsewhere than in the cache, and for what cannot be a name."""
     from mmgen.pipelines import hub
-    from mmgen.pipelines.catalogue import available
+    from mmgen.pipelines.sources import available
 
     if name in available():
         raise UsageError(

@@ -81,9 +81,48 @@ def _go_offline(_context: click.Context, _option: click.Parameter, offline: bool
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-MACHINE = (
-    click.option("--model", default="storybook", show_default=True, metavar="NAME|FOLDER|OWNER/NAME",
+_PARTS = "mmgen.parts"  # of the context: what options give in place of parts of the model, or besides
+
+
+def _keep(context: click.Context, option: click.Parameter, given: str | tuple[str, ...] | None) -> None:
+    assert option.name is not None
+    values = (given,) if isinstance(given, str) else given or ()
+    context.meta.setdefault(_PARTS, []).extend((option.name, value) for value in values)
+
+
+def _join(context: click.Context, _option: click.Parameter, model: str) -> str:
+    """The model with its parts as one text, which is all that other processes and prompt files need to know."""
+    if not (parts := context.meta.get(_PARTS)):
+        return model
+    from mmgen.pipelines.reference import Reference
+
+    return str(Reference.parse(model).adding(parts))
+
+
+def _part(name: str, metavar: str, text: str, *, multiple: bool = False) -> Option:
+    # eager, so that --model finds them wherever they stand
+    return click.option(
+        f"--{name}",
+        metavar=metavar,
+        multiple=multiple,
+        is_eager=True,
+        expose_value=False,
+        callback=_keep,
+        help=text,
+    )
+
+
+MODEL = (
+    click.option("--model", default="storybook", show_default=True, metavar="NAME|FOLDER|OWNER/NAME", callback=_join,
                  help="A bundled model, a folder of weights, or OWNER/NAME[@REVISION] of the Hugging Face Hub."),
+    _part("prior", "MODEL", "The model whose prior is used, where it is published apart or another is wanted."),
+    _part("vae", "MODEL", "The model whose VAE is used instead of the model's own."),
+    _part("lora", "FILE[:WEIGHT]", "A .safetensors file of low-rank changes; may be repeated.", multiple=True),
+    _part("upscaler", "MODEL", "A model that enlarges the pictures; may be repeated.", multiple=True),
+)  # fmt: skip
+"""Which model draws, and what takes the place of its parts or is added to it."""
+
+HOW = (
     click.option("--offline", is_flag=True, expose_value=False, callback=_go_offline,
                  help="Fetch nothing: a model of the Hub must be in the cache."),
     click.option("--device", type=parse_device, metavar="DEVICE",
@@ -92,6 +131,7 @@ MACHINE = (
     click.option("--attention", metavar="NAME",
                  help="How attention is computed; 'mmgen doctor' lists what runs here."),
 )  # fmt: skip
+MACHINE = (*MODEL, *HOW)
 """What every command that draws takes: which model, and how it runs."""
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmgen.cli.generate import DECODER, FILE, OUT, print_picture, say_unknown, seeds_from
-from mmgen.cli.options import MACHINE, parse_size, stage_settings, with_options
+from mmgen.cli.generate import DECODER, FILE, OUT, cut_of, print_picture, say_cut, say_unknown, seeds_from
+from mmgen.cli.options import HOW, parse_size, stage_settings, with_options
 from mmgen.cli.terminal import StageBars, note
 from mmgen.errors import NonFiniteError, UsageError
 from mmgen.types import MAX_SEED, Request, Size, StageSettings, check_prompt, check_sampler
@@ -31,7 +31,6 @@ _TAG = re.compile(
 )  # in prompts of A1111: networks that are added to the model
 _WEIGHT = re.compile(r"\([^()]*:[\d.]+\)")
 # all but --model, --negative and --format, which here fall back on what the picture says
-_, *HOW = MACHINE
 *HOW_DRAWN, _ = DECODER
 _, *REST = FILE
 OPTIONS = (
@@ -195,10 +194,10 @@ def _recorded(request: Request) -> Recipe:
 
 def _model(recipe: Recipe, asked: str | None, facts: Callable[[str], Facts], path: Path) -> str:
     """The model that draws. Raises UsageError if it is not the one of the picture, and nobody asked for it."""
-    from mmgen.pipelines.catalogue import available
+    from mmgen.pipelines.sources import is_here
 
     theirs = f"{recipe.model or 'a model without a name'} {recipe.digest[:12]}".strip()
-    if asked is None and recipe.model not in available():
+    if asked is None and not is_here(recipe.model):
         raise UsageError(
             f"it was drawn by {theirs}, which does not come with mmgen: give its folder, or owner/name of the "
             "Hugging Face Hub, with --model"
@@ -233,7 +232,7 @@ def _foreign(foreign: Foreign, size: Size | None, facts: Facts, path: Path) -> R
     lists = {"not taken over": left, "missing": missing}
     said = [f"{what}: {', '.join(listed)}" for what, listed in lists.items() if listed]
     if found := _WEIGHT.search(foreign.prompt):
-        said.append(f"weights such as {found[0]} are read as words")
+        said.append(f"weights such as {found[0]} are words to all but Stable Diffusion")
     note(
         f"{path.name}: drawn by {tool}, now by {facts.name}; {'; '.join(said) or 'all settings are taken over'}"
     )
@@ -291,7 +290,7 @@ def _merged(
 
 def _refuses(sampler: str | None, name: str, value: Any) -> bool:
     """Whether a sampler that is new to a setting cannot go with it."""
-    if sampler is None or name not in ("eta", "resample"):
+    if sampler is None or name not in ("eta", "resample", "timesteps"):
         return False
     try:
         check_sampler(sampler, **{name: value})
@@ -329,9 +328,9 @@ def _repeat(
         return False
     unknown = result.unknown_words.get(job.request.prompts[0], {})
     say_unknown(pipe.name, unknown, said)
+    say_cut(pipe.name, result.cut_words, said)
     path = replace(output, format=job.format).save(result.images[0], result.request)
     seconds = round(time.monotonic() - started, 3)
-    print_picture(
-        result.request, path, as_json, {**source, "seconds": seconds, "unknown_words": dict(unknown)}
-    )
+    words = {"unknown_words": dict(unknown), "cut_words": cut_of(result.cut_words)}
+    print_picture(result.request, path, as_json, {**source, "seconds": seconds, **words})
     return True

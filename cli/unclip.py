@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmgen.cli.generate import FILE, OUT, SEED, SIZE, print_picture, say_unknown, seeds_from
+from mmgen.cli.generate import FILE, OUT, SEED, SIZE, cut_of, print_picture, say_cut, say_unknown, seeds_from
 from mmgen.cli.options import MACHINE, Shared, stage_settings, with_options
 from mmgen.cli.terminal import note
 from mmgen.errors import NonFiniteError, UsageError
@@ -214,10 +214,11 @@ def _check(asked: _Asked, options: Shared) -> tuple[Request, Output]:
     from mmgen.cli.output import plan
     from mmgen.images import check_fits
     from mmgen.inputs import from_parts
-    from mmgen.pipelines.catalogue import find, fitting_side, read_index, sizes
+    from mmgen.pipelines.catalogue import fitting_side, sizes
     from mmgen.pipelines.families.storybook import no_image_embed
+    from mmgen.pipelines.sources import locate
 
-    if read_index(find(options.model))[0].get("image_embed") == "none":
+    if locate(options.model).base.index.get("image_embed") == "none":
         raise no_image_embed(options.model)
     sides = sizes(options.model)
     side = sides[-1] if options.size is None else fitting_side(options.size, sides, options.model)
@@ -243,10 +244,12 @@ def _write(result: Result, output: Output, name: str, as_json: bool) -> None:
     """Save every picture that is there, and say its name."""
     unknown = {word: near for words in result.unknown_words.values() for word, near in words.items()}
     say_unknown(result.request.model, unknown, set())
+    say_cut(result.request.model, result.cut_words, set())
+    words = {"unknown_words": unknown, "cut_words": cut_of(result.cut_words)}
     seconds = round(sum(record.seconds for record in result.records) / max(1, len(result)), 3)
     for image, single in zip(result, result.request.singles(), strict=False):
         path = output.save(image, single, name)
-        print_picture(single, path, as_json, {"seconds": seconds, "unknown_words": unknown})
+        print_picture(single, path, as_json, {"seconds": seconds, **words})
 
 
 def _write_strip(images: Sequence[Image], folder: Path) -> Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +24,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 WEIGHTS_SHARE = 0.5
 # How the allocators of a CPU and of MPS say that there is no more, in torch 2.7 to 2.13.
 OUT_OF_MEMORY = ("can't allocate memory", "MPS backend out of memory")
+# Tensors of so many bytes get memory of their own, which goes with them. By itself glibc raises this up to 32 MB, and the
+# gaps between smaller ones took two and a half times what a U-Net needs. Source: mallopt(3), M_MMAP_THRESHOLD.
+LARGE = 2**20
+M_MMAP_THRESHOLD = -3
 
 Out = TypeVar("Out")
 Outcome = TypeVar("Outcome")
@@ -64,7 +71,13 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
     """Move and cast for inference, convolutions channels last."""
     module = module.eval().requires_grad_(False)
     # not Module.to(dtype) of diffusers' mixin, which prints; one pass does all three
-    return nn.Module.to(module, device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    nn.Module.to(module, device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for part in module.modules() if device.type == "cpu" else ():
+        for value in (*part._parameters.values(), *part._buffers.values()):
+            # a part of the mapped file, which would stay in memory as a whole beside what was made of its other parts
+            if value is not None and not value.untyped_storage().resizable():
+                value.data = value.data.clone()
+    return module
 
 
 def free_bytes(device: torch.device) -> int:
@@ -119,6 +132,16 @@ def room(device: torch.device, asked: int | None = None) -> Room | None:
     return Room(free) if free else None
 
 
+def stays(weights: int, device: torch.device, asked: int | None = None) -> bool:
+    """Whether networks of so many bytes stay on a device together: on a CPU always, elsewhere as `Residency` says.
+
+    asked: bytes of the device that a person grants, None: what is free.
+    """
+    if device.type == "cpu":
+        return True
+    return weights <= WEIGHTS_SHARE * (free_bytes(device) if asked is None else asked)
+
+
 class Residency:
     """Keeps the networks of a model on the device if they fit there together, else only those whose turn it is.
 
@@ -142,10 +165,11 @@ class Residency:
         self._homes: dict[nn.Module, list[Tensor]] = {}
         self.fits = read is None
         if read is not None:
+            _glibc("mallopt", M_MMAP_THRESHOLD, LARGE)
             for network in everything:
                 nn.Module.to(network, "meta")
         elif device.type != "cpu":
-            self.fits = sum(map(weight_bytes, everything)) <= WEIGHTS_SHARE * free_bytes(device)
+            self.fits = stays(sum(map(weight_bytes, everything)), device)
             for network in everything if self.fits else ():
                 nn.Module.to(network, device)
 
@@ -170,6 +194,7 @@ class Residency:
         for network in [there for there in self._homes if there not in networks]:
             self._leave(network)
             del self._homes[network]  # last, so that an interruption here loses nothing
+            _glibc("malloc_trim", 0)  # or what it held would stay with this process
         for network in networks:
             if network not in self._homes:
                 self._enter(network)
@@ -203,6 +228,32 @@ def _take_over(network: nn.Module, other: nn.Module) -> None:
     for own, theirs in zip(network.modules(), other.modules(), strict=True):
         own._parameters.update(theirs._parameters)
         own._buffers.update(theirs._buffers)
+
+
+@contextmanager
+def on_meta(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Networks whose tensors have a shape and no numbers while the context lasts; where these were, they stay."""
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (held, dict(held))
+        for network in networks
+        for module in network.modules()
+        for held in (module._parameters, module._buffers)
+    ]
+    try:
+        for held, real in kept:
+            held.update({name: None if value is None else value.to("meta") for name, value in real.items()})
+        yield
+    finally:
+        for held, real in kept:
+            held.clear()
+            held.update(real)
+
+
+def _glibc(function: str, *numbers: int) -> None:
+    """Call a function of glibc's allocator, where that is the C library."""
+    call = getattr(ctypes.CDLL(None), function, None) if sys.platform == "linux" else None
+    if call is not None:
+        call(*numbers)
 
 
 def weight_bytes(network: nn.Module) -> int:

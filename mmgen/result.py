@@ -25,12 +25,14 @@ class Result(Sequence[Image]):
 
     request: what was asked for. If the drawing was interrupted, the pictures are the first of it: see `complete`.
     unknown_words: by prompt, the words the model does not know, each with the nearest that it does.
+    cut_words: by prompt, the negative one too, the words at its end that did not fit the model's text encoder.
     """
 
     request: Request
     images: tuple[Image, ...]
     records: tuple[StageRecord, ...] = ()
     unknown_words: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    cut_words: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:

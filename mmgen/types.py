@@ -15,6 +15,11 @@ from mmgen.errors import UsageError
 SAMPLERS = ("ddpm", "ddim", "euler", "heun", "dpmpp-2m")
 # whose steps stand alone: the others look back at earlier ones, and cannot take one again
 ONE_STEP = ("ddpm", "ddim", "euler", "heun")
+# by name: presets of training steps, and how many steps each takes. Source: DeepFloyd IF, as published.
+PRESETS: Mapping[str, int] = {
+    "fast27": 27, "smart27": 27, "smart50": 50, "smart100": 100, "smart185": 185,
+    "super27": 27, "super40": 40, "super100": 100,
+}  # fmt: skip
 Verb = Literal["generate", "edit", "upscale", "vary", "mix", "interpolate", "diff-text"]
 VERBS: tuple[str, ...] = get_args(Verb)
 UNCLIP: tuple[Verb, ...] = ("vary", "mix", "interpolate", "diff-text")  # they draw from image embeddings
@@ -60,8 +65,10 @@ class StageSettings:
     guidance_parallel: how much of the part along the picture guidance keeps, 0 to 1. guidance_limit: the largest root
     mean square of what its two sides differ by, 1e-6 to 2.
     threshold: a percentile in (0, 1) for dynamic thresholding, "clip" or "none". threshold_cap: at least 1.
-    noise_level: corruption of the low-resolution input, 0 to 1 (super-resolution only).
+    noise_level: corruption of the low-resolution input, 0 to 1 (super-resolution only); to published networks it is
+    the part of the training steps of that noise.
     resample: how often each step is taken, 1 to 100, noised again in between; more fits a repainted part better.
+    timesteps: one of PRESETS instead of even steps, for networks that were trained in 1000; it says `steps` as well.
     Raises UsageError for anything else.
     """
 
@@ -77,8 +84,11 @@ class StageSettings:
     threshold_cap: float | None = None
     noise_level: float | None = None
     resample: int | None = None
+    timesteps: str | None = None
 
     def __post_init__(self) -> None:
+        if self.timesteps is not None:
+            self._take_preset(self.timesteps)
         for name, most in (("steps", MAX_STEPS), ("resample", MAX_RESAMPLE)):
             value = getattr(self, name)
             if value is not None:
@@ -97,6 +107,13 @@ class StageSettings:
             self._check_interval(self.guidance_interval)
         if self.threshold is not None:
             self._check_threshold(self.threshold)
+
+    def _take_preset(self, name: object) -> None:
+        if not isinstance(name, str) or name not in PRESETS:
+            raise UsageError(f"no timesteps {name!r}: choose one of {', '.join(PRESETS)}")
+        if self.steps not in (None, PRESETS[name]):
+            raise UsageError(f"timesteps {name} are {PRESETS[name]} steps, not {self.steps}: leave steps out")
+        object.__setattr__(self, "steps", PRESETS[name])
 
     def _check_interval(self, interval: Sequence[float]) -> None:
         if not isinstance(interval, list | tuple) or len(interval) != 2:
@@ -117,13 +134,13 @@ class StageSettings:
             raise UsageError(f"threshold is {threshold}: a percentile lies between 0 and 1, both excluded")
 
     def with_defaults(self, defaults: StageSettings) -> StageSettings:
-        """These settings, with every None taken from `defaults`."""
-        return StageSettings(
-            **{
-                f.name: _first(getattr(self, f.name), getattr(defaults, f.name))
-                for f in dataclasses.fields(self)
-            }
-        )
+        """These settings, with every None taken from `defaults`; steps that are given stand for timesteps too."""
+        values = {
+            f.name: _first(getattr(self, f.name), getattr(defaults, f.name)) for f in dataclasses.fields(self)
+        }
+        if self.steps is not None:
+            values["timesteps"] = self.timesteps
+        return StageSettings(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Only what is given, as plain JSON values."""
@@ -155,8 +172,11 @@ def _may_be_sampler(name: object) -> bool:
     return name in SAMPLERS or (isinstance(name, str) and name.isidentifier() and name.endswith("Scheduler"))
 
 
-def check_sampler(name: str, *, eta: float | None = None, resample: int | None = None) -> None:
-    """Raise UsageError for an unknown sampler, for an eta that it would ignore, and for steps that it cannot repeat.
+def check_sampler(
+    name: str, *, eta: float | None = None, resample: int | None = None, timesteps: str | None = None
+) -> None:
+    """Raise UsageError for an unknown sampler, for an eta or timesteps that it would ignore, and for steps that it
+    cannot repeat.
 
     A name that ends in Scheduler passes: whether diffusers has it, `mmgen.schedulers.sampler` says.
     """
@@ -169,6 +189,11 @@ def check_sampler(name: str, *, eta: float | None = None, resample: int | None =
         raise UsageError(f"no sampler {name!r}: choose one of {known}, or a scheduler class of diffusers")
     if eta is not None and name != "ddim":
         raise UsageError(f"sampler {name!r} has no eta, got {eta:g}: leave it out, or choose ddim")
+    if timesteps is not None and name not in SAMPLERS:
+        raise UsageError(
+            f"sampler {name!r} has steps of its own: leave timesteps {timesteps} out, or choose one of "
+            f"{', '.join(SAMPLERS)}"
+        )
 
 
 def _first(value: Any, default: Any) -> Any:

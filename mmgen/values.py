@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmgen.errors import UsageError
-from mmgen.types import Size, StageSettings
+from mmgen.types import PRESETS, Size, StageSettings
 
 MAX_SIDE = 16_383  # pixels; WebP holds no more, and no model comes near
 MAX_COUNT = 10_000  # pictures of one prompt
@@ -81,6 +81,12 @@ def _number(text: str) -> float:
         raise UsageError("give a number") from None
 
 
+def _steps(text: str) -> int:
+    if text in PRESETS:
+        raise UsageError(f"give a whole number; a preset is given as timesteps={text}")
+    return parse_whole(text)
+
+
 def _times(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
@@ -89,9 +95,10 @@ def _times(text: str) -> tuple[float, ...]:
 
 
 _PARSERS: Mapping[str, Callable[[str], Any]] = {
-    "steps": parse_whole,
+    "steps": _steps,
     "resample": parse_whole,
     "sampler": str,
+    "timesteps": str,
     "guidance_interval": _times,
     "threshold": parse_threshold,
 }

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmgen import threshold
 from mmgen.conditioning import Conditioning, given
 from mmgen.errors import ModelError
 from mmgen.pipelines.families.family import enlargement
 from mmgen.schedulers import prediction, schedules
 from mmgen.schedulers.prediction import PredictionKind
 from mmgen.schedulers.schedules import DiscreteSchedule, Spacing
+from mmgen.threshold import Threshold
 
+CLIPPING = ("DDIMScheduler", "DDPMScheduler", "UnCLIPScheduler")  # clip where their files do not say
 PATCH = 8  # side, in latents, of the pictures of one colour by which `colours` learns
 # How the schedulers of diffusers 0.42 visit the training steps where a file, older than the setting, does not say.
 SPACINGS: Mapping[str, Spacing] = {
@@ -32,6 +37,7 @@ SPACINGS: Mapping[str, Spacing] = {
     "KDPM2DiscreteScheduler": "linspace",
     "LMSDiscreteScheduler": "linspace",
     "UniPCMultistepScheduler": "linspace",
+    "UnCLIPScheduler": "linspace",
 }
 
 
@@ -59,6 +65,102 @@ class TextUNet:
         return out
 
 
+class SizedUNet:
+    """A `UNet2DConditionModel` that is told texts, a pooled vector of each, and what was cut of its pictures.
+
+    side: of the pictures in pixels: they are said to be whole, and of this size from the beginning.
+    Source: Podell et al. 2023 (SDXL), arXiv:2307.01952, section 2.2.
+    """
+
+    def __init__(self, network: Any, *, side: int) -> None:
+        self.network, self.side = network, side
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, and of the texts that it is told."""
+        return next(iter(self.network.parameters())).dtype
+
+    def prepare(self, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
+        """The token states [B, L, D], the pooled vectors [B, P], and height and width of the original, top and left of
+        the cut, height and width of the picture [B, 6]."""
+        text, pooled = (given(getattr(cond, name), name).to(self.dtype) for name in ("text", "pooled"))
+        side = float(self.side)
+        sizes = torch.tensor([side, side, 0.0, 0.0, side, side], device=text.device)
+        return text, pooled, sizes.expand(len(text), -1)
+
+    def __call__(self, x_t: Tensor, t: Tensor, told: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """What it predicts, [B, C, h, w]. t: [B], training steps, as of a `TextUNet`."""
+        text, pooled, sizes = told
+        out: Tensor = self.network(
+            x_t,
+            t.clamp(min=0),
+            encoder_hidden_states=text,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
+            return_dict=False,
+        )[0]
+        return out
+
+
+class TextPrior:
+    """A `PriorTransformer`: it is told token states, which of them are words, and what CLIP makes of the whole text."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, and of what it is told."""
+        return next(iter(self.network.parameters())).dtype
+
+    def prepare(self, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
+        """The token states [B, L, D], which of them are words [B, L], and the text embeddings [B, P]."""
+        text, pooled = (given(getattr(cond, name), name).to(self.dtype) for name in ("text", "pooled"))
+        return text, given(cond.text_mask, "text_mask"), pooled
+
+    def __call__(self, x_t: Tensor, t: Tensor, told: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """What it predicts, [B, E]. t: [B], training steps, as of a `TextUNet`."""
+        text, mask, pooled = told
+        out: Tensor = self.network(
+            x_t,
+            t.clamp(min=0),
+            proj_embedding=pooled,
+            encoder_hidden_states=text,
+            attention_mask=mask,
+            return_dict=False,
+        )[0]
+        return out
+
+
+class EmbedUNet:
+    """A `UNet2DConditionModel` that is told image embeddings, and texts where there are any."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, and of what it is told."""
+        return next(iter(self.network.parameters())).dtype
+
+    def prepare(self, cond: Conditioning) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The embeddings [B, E], the token states [B, L, D] and the pooled vectors [B, P]."""
+        told = (given(cond.image_embed, "image_embed"), cond.text, cond.pooled)
+        embed, text, pooled = (None if value is None else value.to(self.dtype) for value in told)
+        return given(embed, "image_embed"), text, pooled
+
+    def __call__(self, x_t: Tensor, t: Tensor, told: tuple[Tensor, Tensor | None, Tensor | None]) -> Tensor:
+        """What it predicts, [B, C, h, w]. t: [B], training steps, as of a `TextUNet`."""
+        embed, text, pooled = told
+        out: Tensor = self.network(
+            x_t,
+            t.clamp(min=0),
+            encoder_hidden_states=text,
+            added_cond_kwargs={"image_embeds": embed, "text_embeds": pooled},
+            return_dict=False,
+        )[0]
+        return out
+
+
 def noise_of(config: Mapping[str, Any]) -> tuple[DiscreteSchedule, PredictionKind]:
     """The schedule that a network was trained on, and what it predicts, by the scheduler_config.json beside it.
 
@@ -67,6 +169,8 @@ def noise_of(config: Mapping[str, Any]) -> tuple[DiscreteSchedule, PredictionKin
     """
     config = {"prediction_type": "epsilon", **config}
     name = config.get("_class_name")
+    if name == "UnCLIPScheduler":  # it knows no other
+        config = {"beta_schedule": "squaredcos_cap_v2", **config}
     if isinstance(name, str) and name in SPACINGS:
         config = {"timestep_spacing": SPACINGS[name], **config}
     schedule, kind = schedules.from_diffusers_config(config), prediction.from_diffusers_config(config)
@@ -80,19 +184,57 @@ def noise_of(config: Mapping[str, Any]) -> tuple[DiscreteSchedule, PredictionKin
     return schedule, kind
 
 
+def limit_of(config: Mapping[str, Any]) -> float | None:
+    """How large the entries of x0 may become in the steps of a scheduler's file; None: it does not say how large.
+
+    Raises ModelError for a value that is none.
+    """
+    if not config.get("clip_sample", config.get("_class_name") in CLIPPING):
+        return None
+    limit = config.get("clip_sample_range", 1.0)
+    if type(limit) not in (int, float) or not 0 < limit < math.inf:
+        raise ModelError(f"scheduler config has clip_sample_range {limit!r}: it must be a positive number")
+    return float(limit)
+
+
+def threshold_of(config: Mapping[str, Any]) -> Threshold:
+    """What the steps of a scheduler's file do to x0: by a percentile of each picture, by `limit_of`, or nothing.
+
+    Raises ModelError for values that say none of these.
+    """
+    if config.get("thresholding"):
+        ratio, cap = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
+        try:
+            return threshold.make(ratio, cap)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"scheduler config thresholds in no way that is known: {error}") from None
+    if (limit := limit_of(config)) is None:
+        return threshold.unchanged
+    return partial(torch.clamp, min=-limit, max=limit)
+
+
 def colours(vae: Any) -> Tensor | None:
     """[C + 1, 3]: the linear map from latents, and a one, to colours in [-1, 1] that fits a VAE best.
 
     By least squares, from what it makes of pictures of one colour: the corners of the cube of all colours. None where
     its weights are not in memory. Raises ValueError if it makes no numbers of them.
     """
+    return _colours(vae, lambda shown: scaled(vae.encode(shown).latent_dist.mean.float(), vae.config))
+
+
+def movq_colours(movq: Any) -> Tensor | None:
+    """The map that `colours` gives, of a `VQModel`, whose latents are diffused as they are."""
+    return _colours(movq, lambda shown: movq.encode(shown).latents.float())
+
+
+def _colours(vae: Any, encode: Callable[[Tensor], Tensor]) -> Tensor | None:
     if vae.device.type == "meta":
         return None
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
     side = PATCH * enlargement(vae.config)
     shown = corners[:, :, None, None].expand(-1, -1, side, side).to(vae.dtype)
     with torch.no_grad():
-        found = scaled(vae.encode(shown).latent_dist.mean.float(), vae.config).mean(dim=(2, 3))
+        found = encode(shown).mean(dim=(2, 3))
     if not bool(torch.isfinite(found).all()):
         raise ValueError("vae gives NaN or infinity: its weights can draw nothing")
     return torch.linalg.lstsq(torch.cat([found, torch.ones(len(found), 1)], dim=1), corners).solution
@@ -105,4 +247,4 @@ def scaled(latent: Tensor, vae: Any) -> Tensor:
 
 def unscaled(latent: Tensor, vae: Any) -> Tensor:
     """The way back of `scaled`."""
-    return latent / vae.scaling_factor + (vae.shift_factor or 0.0)
+    return latent / vae.scaling_factor + (vae.get("shift_factor") or 0.0)  # some classes have none

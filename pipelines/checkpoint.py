@@ -83,7 +83,7 @@ def problems(folder: Path) -> list[str]:
     Raises ModelError if the folder is no checkpoint.
     """
     if not (folder / INDEX).is_file():
-        raise ModelError(f"{folder} is no checkpoint: it has no {INDEX}")
+        raise no_checkpoint(folder)
     if not _has_manifest(folder):
         try:
             _read_files(folder)
@@ -95,6 +95,11 @@ def problems(folder: Path) -> list[str]:
     files = read_manifest(folder)
     unlisted = [path for path in _files(folder) if path not in files and path != MANIFEST]
     return [*_damage(folder, files), *(f"{path} is not in {MANIFEST}: remove it" for path in unlisted)]
+
+
+def no_checkpoint(folder: Path) -> ModelError:
+    """What is said of a folder without an index."""
+    return ModelError(f"{folder} is no checkpoint: it has no {INDEX}")
 
 
 def check_folder(folder: Path) -> dict[str, dict[str, Any]]:

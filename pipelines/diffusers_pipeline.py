@@ -22,13 +22,14 @@ from mmgen.models.prior import DiffusionPrior
 from mmgen.models.text import TextEncoder
 from mmgen.models.unet import UNet
 from mmgen.pipelines.cascade import Cascade
-from mmgen.pipelines.catalogue import find, fitting_side, read_index
-from mmgen.pipelines.checkpoint import VOCABULARY, check_folder, write_manifest
+from mmgen.pipelines.catalogue import fitting_side
+from mmgen.pipelines.checkpoint import VOCABULARY, write_manifest
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.decoder_stage import DecoderStage
 from mmgen.pipelines.families import FAMILIES, PUBLISHED
 from mmgen.pipelines.loading import read_component, read_words, write_checkpoint
 from mmgen.pipelines.notebook import View, drain, step_end
+from mmgen.pipelines.sources import locate
 from mmgen.pipelines.stage import Draft
 from mmgen.schedulers.interop import MmgenScheduler, adapted
 from mmgen.schedulers.samplers import Step
@@ -93,9 +94,8 @@ class MmgenPipeline(DiffusionPipeline):
         this one. scheduler: instead of the folder's own, if it has one. Raises ModelError for a folder that is no sound
         checkpoint. Nothing is fetched and no code of the folder is run.
         """
-        folder = find(Path(pretrained_model_name_or_path))
-        check_folder(folder)
-        index, family = read_index(folder)
+        checkpoint = locate(Path(pretrained_model_name_or_path), check=True)
+        folder, index, family = checkpoint.base.folder, checkpoint.base.index, checkpoint.family
         if index["family"] in PUBLISHED.values():
             raise ModelError(
                 f"{folder.name} has a pipeline of its own, {index['_class_name']}: load it with that class of "

@@ -16,7 +16,11 @@ DECODER_TAKES = frozenset({
     "guidance_limit", "threshold", "threshold_cap", "resample",
 })  # fmt: skip
 SUPER_RES_TAKES = frozenset({"steps", "sampler", "noise_level", "threshold"})
-LATENT_TAKES = DECODER_TAKES - {"threshold", "threshold_cap"}  # latents are no pictures in [-1, 1]
+PLAIN_SUPER_RES_TAKES = SUPER_RES_TAKES - {"noise_level"}  # of networks that are shown the picture as it is
+PIXEL_TAKES = DECODER_TAKES | {"timesteps"}  # of published networks, which were trained in steps
+LATENT_TAKES = PIXEL_TAKES - {"threshold", "threshold_cap"}  # latents are no pictures in [-1, 1]
+PIXEL_SUPER_RES_TAKES = PIXEL_TAKES | {"noise_level"}
+LATENT_SUPER_RES_TAKES = LATENT_TAKES | {"noise_level"}
 VAE_TAKES: frozenset[str] = frozenset()
 
 FACTOR = 4  # of a super-resolution stage: its picture's side in that of the picture before
@@ -67,7 +71,12 @@ def complete(form: StageForm, settings: StageSettings) -> StageSettings:
     settings = settings.with_defaults(form.defaults)
     if settings.sampler is not None:
         try:
-            check_sampler(settings.sampler, eta=settings.eta, resample=settings.resample)
+            check_sampler(
+                settings.sampler,
+                eta=settings.eta,
+                resample=settings.resample,
+                timesteps=settings.timesteps,
+            )
         except UsageError as error:
             raise UsageError(f"stage {form.name!r}: {error}") from None
     return settings

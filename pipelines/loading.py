@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
@@ -26,27 +26,35 @@ from mmgen.component import (
     shown_names,
     weight_files,
 )
-from mmgen.errors import ModelError, told
+from mmgen.errors import ModelError, UsageError, told
 from mmgen.memory import Residency, choose_device, choose_dtype, place
+from mmgen.models.multilingual import read_multilingual
 from mmgen.models.text import TextEncoder
+from mmgen.models.vision import outline_vision, read_vision
+from mmgen.pipelines import lora
 from mmgen.pipelines.cascade import Cascade
-from mmgen.pipelines.catalogue import find, forms_of, kind_of, name_of, read_index
 from mmgen.pipelines.checkpoint import (
     INDEX,
     MANIFEST,
     VOCABULARY,
-    check_folder,
-    digest,
     manifest_text,
     write_manifest,
 )
 from mmgen.pipelines.families import FAMILIES
+from mmgen.pipelines.families.family import draws_nothing
+from mmgen.pipelines.sources import Checkpoint, kind_of, locate
 from mmgen.pipelines.text_to_image import TextToImage
 
 GPU_BATCH = 16
+IMAGE_ENCODER = "CLIPVisionModelWithProjection"  # of transformers
+MULTILINGUAL = "MultilingualCLIP"  # of diffusers, in the manner of transformers
 MAX_CONFIG_NUMBER = 16_384  # of widths, depths and sides: a wrong file must not build a billion layers
+MAX_COMPUTED = 2**28  # bytes, of what a constructor computes besides weights: a mask of 77 tokens has 26 kB
 # What older versions of diffusers called the projections of an attention, in files that are still published.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+Change = tuple[lora.LoraFile, float]
+"""A LoRA and its weight."""
 
 
 def load(
@@ -81,28 +89,48 @@ def _model(
 ) -> TextToImage:
     on = choose_device(device)
     number = choose_dtype(dtype, on)
-    folder = find(name_or_folder)
-    files = check_folder(folder)
-    index, family = read_index(folder)
-    forms_of(folder, index, family)  # so that what joins the parts finds sizes that are numbers
+    checkpoint = locate(name_or_folder, check=True)
+    checkpoint.forms()  # so that what joins the parts finds sizes that are numbers
+    if checkpoint.family.join is draws_nothing:
+        checkpoint.stages({})  # which says so, before weights are read
+    changes = [(lora.read(Path(one.file)), one.weight) for one in checkpoint.loras]
     build = read_component if resident else _outline
-    parts = {name: build(folder, name, index, number) for name in family.components}
-    data = {name: read_json(folder / path) for name, path in family.data.items()}
-    try:
-        stages = family.join({**parts, **data}, index)
-    except ValueError as error:
-        raise ModelError(f"checkpoint {folder.name}: {error}") from None
-    networks = {_network(part): name for name, part in parts.items()}
-    read = {network: _reader(folder, name, index, number) for network, name in networks.items()}
-    return TextToImage(
-        Cascade(stages, Residency(networks, on, None if resident else read)),
-        name=name_of(folder, index),
-        digest=digest(files),
-        device=on,
-        words=read_words(folder),
-        batch_size=GPU_BATCH if on.type == "cuda" else 1,
-        save=lambda out: _copy(folder, files, out),
+    parts: dict[str, Any] = {}
+    read = {}
+    for name, source, part in checkpoint.components():
+        parts[name] = build(source.folder, part, source.index, number)
+        read[name] = _reader(source.folder, part, source.index, number, _of(name, changes))
+    networks = {name: _network(part) for name, part in parts.items()}
+    for file, _ in changes:
+        lora.check(file, networks)
+    for name, network in networks.items():
+        if network.device.type != "meta":
+            _changed(network, _of(name, changes), name)
+    residency = Residency(
+        {network: name for name, network in networks.items()},
+        on,
+        None if resident else {networks[name]: read[name] for name in networks},
     )
+    return TextToImage(
+        Cascade(checkpoint.stages(parts), residency),
+        name=checkpoint.name,
+        digest=checkpoint.digest(),
+        device=on,
+        words=read_words(checkpoint.base.folder),
+        batch_size=GPU_BATCH if on.type == "cuda" else 1,
+        save=lambda out: _copy(checkpoint, out),
+    )
+
+
+def _of(name: str, changes: Sequence[Change]) -> list[Change]:
+    """Those that change this component."""
+    return [(file, weight) for file, weight in changes if name in file.tensors]
+
+
+def _changed(network: torch.nn.Module, changes: Sequence[Change], name: str) -> torch.nn.Module:
+    for file, weight in changes:
+        lora.fuse(network, file, name, weight)
+    return network
 
 
 def _network(part: Any) -> Any:
@@ -116,6 +144,8 @@ def _outline(folder: Path, name: str, index: Mapping[str, Any], dtype: torch.dty
     A text encoder is read for it, because transformers checks it no other way; it is the first that draws, and small.
     """
     module, kind = index[name]
+    if kind == IMAGE_ENCODER:
+        return place(outline_vision(folder / name), torch.device("meta"), dtype)
     if module == "transformers":
         return read_component(folder, name, index, dtype)
     network = build_network(folder / name, getattr(importlib.import_module(module), kind))
@@ -123,7 +153,11 @@ def _outline(folder: Path, name: str, index: Mapping[str, Any], dtype: torch.dty
 
 
 def _reader(
-    folder: Path, name: str, index: Mapping[str, Any], dtype: torch.dtype
+    folder: Path,
+    name: str,
+    index: Mapping[str, Any],
+    dtype: torch.dtype,
+    changes: Sequence[Change],
 ) -> Callable[[], torch.nn.Module]:
     """How to read the network of a component whose files have just been checked."""
     checked = _stamps(folder / name)
@@ -133,8 +167,7 @@ def _reader(
             raise ModelError(
                 f"{name} of checkpoint {folder.name} has changed since it was checked: start again"
             )
-        network: torch.nn.Module = _network(read_component(folder, name, index, dtype))
-        return network
+        return _changed(_network(read_component(folder, name, index, dtype)), changes, name)
 
     return read
 
@@ -174,6 +207,14 @@ def read_component(folder: Path, name: str, index: Mapping[str, Any], dtype: tor
     """
     module, kind = index[name]
     cpu = torch.device("cpu")
+    if kind == IMAGE_ENCODER:
+        network = read_vision(folder / name, dtype)
+        _check_tensors(name, network.state_dict())
+        return place(network, cpu, dtype)
+    if kind == MULTILINGUAL:
+        multilingual = read_multilingual(folder / name, folder / "tokenizer", dtype)
+        _check_tensors(name, multilingual.model.state_dict())
+        return multilingual
     if module == "transformers":
         layer = index.get("text_layer", -1)
         encoder = TextEncoder.load(
@@ -186,8 +227,7 @@ def read_component(folder: Path, name: str, index: Mapping[str, Any], dtype: tor
         if (found := type(encoder.model).__name__) != kind:
             raise ModelError(f"{INDEX} says that {name} is {kind}, but its config.json describes a {found}")
         _check_tensors(name, encoder.model.state_dict())
-        place(encoder.model, cpu, dtype)
-        return encoder
+        return encoder  # not cast again: transformers keeps what overflows in half precision in float32
     network = read_network(folder / name, getattr(importlib.import_module(module), kind))
     return place(network, cpu, _fitting(network, dtype))
 
@@ -213,7 +253,27 @@ def read_network(folder: Path, network_class: Any) -> Any:
         network.load_state_dict(held, strict=True, assign=True)
     except RuntimeError as error:
         raise ModelError(f"{folder.name}: the weights do not fit config.json: {told(error)}") from None
+    _compute_buffers(folder.name, network, network_class)
     return network
+
+
+def _compute_buffers(name: str, network: Any, network_class: Any) -> None:
+    """Give a network that was built on the meta device what its constructor computes and no file holds."""
+    computed = [buffer for buffer in network.buffers() if buffer.is_meta]
+    if not computed:
+        return
+    if (most := sum(buffer.nbytes for buffer in computed)) > MAX_COMPUTED:
+        raise ModelError(
+            f"{name}/config.json describes a network with tables of {most:,} bytes beside its weights"
+        )
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        made = network_class.from_config(network.config)
+    for own, other in zip(network.modules(), made.modules(), strict=True):
+        for key, buffer in own._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                own._buffers[key] = other._buffers[key]
 
 
 def build_network(folder: Path, network_class: Any) -> Any:
@@ -315,8 +375,12 @@ def read_words(folder: Path) -> frozenset[str] | None:
         raise ModelError(f"{folder.name}/{VOCABULARY} cannot be read: {error}") from None
 
 
-def _copy(folder: Path, files: Mapping[str, Any], out: Path) -> None:
+def _copy(checkpoint: Checkpoint, out: Path) -> None:
     """The same checkpoint elsewhere; what is loaded is never changed, so its files are the model."""
+    if checkpoint.is_joined:
+        raise UsageError(f"{checkpoint.name} is joined from several: save each by itself")
+    folder = checkpoint.base.folder
+    files = checkpoint.checked[folder]
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty: save into a new folder")
     for path in files:

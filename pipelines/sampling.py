@@ -13,7 +13,7 @@ from mmgen.errors import UsageError
 from mmgen.noise import Noise
 from mmgen.pipelines.denoiser import FLOW
 from mmgen.schedulers.samplers import Denoise, Sampler, Step, sampler
-from mmgen.schedulers.schedules import NoiseSchedule, flow_time
+from mmgen.schedulers.schedules import NoiseSchedule, flow_time, preset_times
 from mmgen.types import StageSettings
 
 T = TypeVar("T")
@@ -50,7 +50,8 @@ def diffuse(
     run = by or sampler(
         resolved(settings.sampler, "sampler", stage), eta=settings.eta, resample=settings.resample
     )
-    times = schedule.times(steps)
+    preset = settings.timesteps
+    times = schedule.times(steps) if preset is None else preset_times(preset, schedule)
     if begin is not None:
         x0, t = begin
         times = torch.cat([times.new_tensor([t]), times[times < t]])

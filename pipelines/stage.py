@@ -22,7 +22,9 @@ class Draft:
     """What is known of a batch of pictures so far. A stage returns a changed copy; None: not known yet.
 
     text, negative: token states, mask and pooled vector of the prompts and of the negative prompt, if there is one.
-    image_embed: [B, E], unit norm. start: [B, 3, H, W], the noise that the decoder begins with, None: from the seeds.
+    image_embed: [B, E], in its model's own units: of unit norm, or as CLIP gives it. negative_embed: the same, what
+    guidance leads a decoder away from that is told nothing else.
+    start: [B, 3, H, W], the noise that the decoder begins with, None: from the seeds.
     latent: [B, C, h, w], float32, of about unit variance: what a VAE makes a picture of.
     image: [B, 3, H, W] in [-1, 1], float32. known: the picture that is drawn over.
     """
@@ -32,6 +34,7 @@ class Draft:
     text: Conditioning | None = None
     negative: Conditioning | None = None
     image_embed: Tensor | None = None
+    negative_embed: Tensor | None = None
     start: Tensor | None = None
     latent: Tensor | None = None
     image: Tensor | None = None

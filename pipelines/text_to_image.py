@@ -23,6 +23,7 @@ from mmgen.pipelines.editing import Known, known, over
 from mmgen.pipelines.forms import FACTOR
 from mmgen.pipelines.notebook import OnStepEnd, drain, following, step_end
 from mmgen.pipelines.stage import Draft, Stage, finish
+from mmgen.pipelines.text_stage import cut_words
 from mmgen.pipelines.unclip import Unclip
 from mmgen.pipelines.vocabulary import unknown_words
 from mmgen.result import Result
@@ -448,11 +449,23 @@ class TextToImage:
         return draw
 
     def _result(self, request: Request, images: Sequence[Image], clock: Clock) -> Result:
-        return Result(request, tuple(images), clock.records, self._unknown(request.prompts))
+        ran = {record.stage for record in clock.records}
+        cut = cut_words(
+            (stage for stage in self.cascade.stages if stage.name in ran),
+            [*request.prompts, request.negative_prompt],
+        )
+        return Result(request, tuple(images), clock.records, self._unknown(request.prompts), cut)
 
     def _enlarger(self, side: int) -> Stage:
-        """The super-resolution stage for a picture of this side: the smallest one that is trained for as much."""
-        found = [stage for stage in self.cascade.stages if "noise_level" in stage.takes]
+        """The super-resolution stage for a picture of this side: the smallest one that is trained for as much.
+
+        Of those that need no text, which a given picture does not have.
+        """
+        found = [
+            stage
+            for stage in self.cascade.stages
+            if "noise_level" in stage.takes and stage.needs == {"image"}
+        ]
         if not found:
             raise UsageError(f"{self.name} has no super-resolution stage: it cannot enlarge pictures")
         return next(

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from mmgen.conditioning import Conditioning
 from mmgen.errors import UsageError
 from mmgen.noise import Noise
-from mmgen.pipelines.adapters import TextUNet
+from mmgen.pipelines.adapters import SizedUNet, TextUNet
 from mmgen.pipelines.denoiser import make_denoiser
-from mmgen.pipelines.forms import DECODER_TAKES, LATENT_TAKES
+from mmgen.pipelines.forms import LATENT_TAKES, PIXEL_TAKES
 from mmgen.pipelines.sampling import diffuse, resolved
 from mmgen.pipelines.stage import Draft
 from mmgen.schedulers.prediction import PredictionKind
-from mmgen.schedulers.samplers import Sampler, Step
+from mmgen.schedulers.samplers import Denoise, Sampler, Step
 from mmgen.schedulers.schedules import DiscreteSchedule
 from mmgen.types import SAMPLERS, StageSettings
 
@@ -39,8 +39,6 @@ class UNetStage:
         self.networks: tuple[nn.Module, ...] = (network,)
 
     def _steps(self, draft: Draft, settings: StageSettings, noise: Noise) -> Iterator[Step]:
-        if draft.text is None or draft.negative is None:
-            raise ValueError("the decoder needs text, and what guidance leads away from")
         if draft.known is not None:
             raise UsageError(
                 f"stage {self.name!r} of this model cannot begin with a picture: choose another --model"
@@ -49,15 +47,24 @@ class UNetStage:
         x = noise.draw((config.in_channels, config.sample_size, config.sample_size))
         x, schedule, by = self._begun(x.to(self.network.device), settings)
         denoise = make_denoiser(
-            TextUNet(self.network),
-            Conditioning(text=draft.text.text),
-            Conditioning(text=draft.negative.text),
+            *self._told(draft),
             settings,
             stage=self.name,
             schedule=schedule,
             kind=self.kind,
         )
-        yield from diffuse(denoise, x, settings, noise, stage=self.name, by=by, schedule=schedule)
+        yield from diffuse(
+            self._limited(denoise), x, settings, noise, stage=self.name, by=by, schedule=schedule
+        )
+
+    def _limited(self, denoise: Denoise) -> Denoise:
+        """With what else is done to every x0, besides what the settings say."""
+        return denoise
+
+    def _told(self, draft: Draft) -> tuple[Any, Conditioning, Conditioning]:
+        """The network behind its face, what it is told, and what guidance leads away from."""
+        text, negative = told_texts(draft)
+        return TextUNet(self.network), Conditioning(text=text.text), Conditioning(text=negative.text)
 
     def _begun(self, x: Tensor, settings: StageSettings) -> tuple[Tensor, DiscreteSchedule, Sampler | None]:
         """What a run begins with, its schedule, and its sampler where that has levels of its own on these betas.
@@ -78,7 +85,7 @@ class PixelStage(UNetStage):
     """A guided diffusion decoder of pictures themselves. Source: Saharia et al. 2022 (Imagen), arXiv:2205.11487."""
 
     gives = frozenset({"image"})
-    takes = DECODER_TAKES
+    takes = PIXEL_TAKES
 
     def __init__(
         self, network: Any, defaults: StageSettings, *, schedule: DiscreteSchedule, kind: PredictionKind
@@ -125,3 +132,33 @@ class LatentStage(UNetStage):
             return latent
         weights, shift = self.colours.to(latent).split([latent.shape[1], 1])
         return (torch.einsum("bchw,cd->bdhw", latent, weights) + shift[0, :, None, None]).clamp(-1, 1)
+
+
+class SizedLatentStage(LatentStage):
+    """A `LatentStage` whose network is told a pooled vector of its text too, and sizes in pixels.
+
+    side: of the pictures in pixels. Source: Podell et al. 2023 (SDXL), arXiv:2307.01952, section 2.2.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        defaults: StageSettings,
+        *,
+        schedule: DiscreteSchedule,
+        kind: PredictionKind,
+        colours: Tensor | None,
+        side: int,
+    ) -> None:
+        super().__init__(network, defaults, schedule=schedule, kind=kind, colours=colours)
+        self.side = side
+
+    def _told(self, draft: Draft) -> tuple[Any, Conditioning, Conditioning]:
+        return SizedUNet(self.network, side=self.side), *told_texts(draft)
+
+
+def told_texts(draft: Draft) -> tuple[Conditioning, Conditioning]:
+    """Of the prompts, and of what guidance leads away from."""
+    if draft.text is None or draft.negative is None:
+        raise ValueError("the stage needs text, and what guidance leads away from")
+    return draft.text, draft.negative

@@ -46,12 +46,12 @@ class VaeStage:
         """The same stage in less memory: in squares of half the side; None: they would be too small."""
         assert self.size is not None
         square = min(self.square, self.size) // 2
-        return None if square < MIN_SQUARE else VaeStage(self.network, size=self.size, square=square)
+        return None if square < MIN_SQUARE else type(self)(self.network, size=self.size, square=square)
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
         if draft.latent is None:
             raise ValueError("a VAE needs latents")
-        latent = unscaled(draft.latent, self.network.config).to(self.network.dtype)
+        latent = self._units(draft.latent).to(self.network.dtype)
         try:
             image = threshold.static_clip(torch.cat([self._decoded(one) for one in latent.split(1)]))
         except NonFiniteError as error:
@@ -68,12 +68,20 @@ class VaeStage:
         seen = iter(boxes)
 
         def draw(_box: Box) -> Tensor:
-            image: Tensor = self.network.decode(latent[(..., *next(seen))], return_dict=False)[0]
-            return image.float()
+            return self._pixels(latent[(..., *next(seen))]).float()
 
         pixels = [(_times(rows, scale), _times(columns, scale)) for rows, columns in boxes]
         like = latent.new_empty((1, 3, scale * height, scale * width), dtype=torch.float32)
         return blended(draw, pixels, like)
+
+    def _units(self, latent: Tensor) -> Tensor:
+        """What was diffused, in the units that the network decodes."""
+        return unscaled(latent, self.network.config)
+
+    def _pixels(self, latent: Tensor) -> Tensor:
+        """[1, C, h, w] -> [1, 3, H, W]."""
+        image: Tensor = self.network.decode(latent, return_dict=False)[0]
+        return image
 
 
 def _times(part: slice, scale: int) -> slice:

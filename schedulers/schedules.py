@@ -7,6 +7,7 @@ one interval to go). `flow_time` gives one unit that all of them share.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from torch import Tensor
 from mmgen.errors import ModelError, UsageError
 
 Spacing = Literal["leading", "linspace", "trailing"]
+PRESET_TRAIN_STEPS = 1000  # of the networks that presets of training steps were made for
 MAX_TRAIN_STEPS = 100_000  # a hundred times what anyone trains with: a table that always fits
 
 
@@ -187,6 +189,20 @@ class DiscreteSchedule:
                 f"{steps} steps are too many: this model was trained with {count}. Ask for fewer steps"
             )
         return torch.cat([visited, visited.new_tensor([-1])])
+
+
+def preset_times(name: str, schedule: NoiseSchedule) -> Tensor:
+    """[steps + 1] float64, falling: the training steps of a preset, one of `types.PRESETS`, then the finished picture.
+
+    Raises UsageError for a schedule that is not of 1000 training steps. Source: DeepFloyd IF; diffusers has its lists.
+    """
+    if not isinstance(schedule, DiscreteSchedule) or len(schedule.betas) != PRESET_TRAIN_STEPS:
+        raise UsageError(
+            f"timesteps {name} are some of {PRESET_TRAIN_STEPS}, and this network was trained otherwise: give steps"
+        )
+    # diffusers, which takes seconds to import
+    lists = importlib.import_module("diffusers.pipelines.deepfloyd_if.timesteps")
+    return torch.tensor([*getattr(lists, f"{name}_timesteps"), -1], dtype=torch.float64)
 
 
 def linear_betas(count: int = 1000, start: float = 1e-4, end: float = 0.02) -> tuple[float, ...]:

@@ -1,40 +1,29 @@
-"""Frozen text encoders through transformers: CLIP, T5 and BERT types, from any folder in its layout."""
+"""Frozen text encoders through transformers: CLIP, T5, BERT and Gemma types, from any folder in its layout."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from mmgen.component import (
-    UNSAFE,
-    check_inside,
-    numbers,
-    read_json,
-    refuse_foreign,
-    shown,
-    shown_names,
-    weight_files,
-)
+from mmgen.component import UNSAFE, check_inside, read_json, refuse_foreign, shown
 from mmgen.conditioning import Conditioning
 from mmgen.errors import ModelError, told
+from mmgen.models.pretrained import quiet, read_config, read_model
 
-MAX_LAYERS = 1000
-MAX_WIDTH = 2**24
 MAX_VOCABULARY = 50_000_000  # bytes, of each file of a tokenizer
 WEIGHTS = {".safetensors", ".onnx", ".ot", *UNSAFE}  # may lie beside a tokenizer, which reads none of them
 # Of tokenizers, whose files transformers reads; others it reads by other libraries, or by programs.
-TOKENIZERS = ("BertTokenizer", "CLIPTokenizer", "T5Tokenizer", "PreTrainedTokenizer", "TokenizersBackend")
-# In published files, and not needed: the other half, heads of the pre-training, and indices that are computed.
-SPARE_TENSORS = (
-    "pooler.", "cls.", "position_ids", "vision_model.", "visual_projection.", "logit_scale", "decoder.", "lm_head."
+TOKENIZERS = (
+    "BertTokenizer", "CLIPTokenizer", "GemmaTokenizer", "T5Tokenizer", "XLMRobertaTokenizer", "PreTrainedTokenizer",
+    "TokenizersBackend",
 )  # fmt: skip
+
+_WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 
 
 class _Family(NamedTuple):
@@ -58,6 +47,7 @@ FAMILIES = {
     "clip_text_model": _Family("CLIPTextModel", _own_pool, {}),
     "clip": _Family("CLIPTextModelWithProjection", _own_pool, {}),
     "t5": _Family("T5EncoderModel", _mean_pool, {}),
+    "gemma2": _Family("Gemma2Model", _mean_pool, {}),
 }
 
 
@@ -93,33 +83,17 @@ class TextEncoder:
         """
         import transformers
 
-        values = _config(model_folder)
+        values = read_config(model_folder, FAMILIES)
         family = FAMILIES["clip" if projected else values["model_type"]]
-        model_class = getattr(transformers, family.class_name)
-        headers = weight_files(model_folder)
-        held = {name: entry["shape"] for header in headers.values() for name, entry in header.items()}
-        with _quiet():
-            try:
-                config = _known(values, model_class.config_class)
-                with torch.device("meta"):
-                    _check_shapes(model_folder.name, model_class(config, **family.options), held)
-                # not the folder, of which transformers would read more than has been looked at
-                model, info = model_class.from_pretrained(
-                    None,
-                    config=config,
-                    state_dict={name: value for file in headers for name, value in load_file(file).items()},
-                    dtype=dtype,
-                    local_files_only=True,
-                    output_loading_info=True,
-                    **family.options,
-                )
-            except ModelError:
-                raise
-            # transformers has no error of its own, and a wrong folder raises anything from KeyError to SafetensorError
-            except Exception as error:  # noqa: BLE001
-                raise ModelError(f"{model_folder.name} cannot be read: {told(error)}") from None
-            tokenizer = _tokenizer(tokenizer_folder or model_folder)
-        _check_loaded(model_folder.name, info)
+        model = read_model(
+            model_folder,
+            values,
+            getattr(transformers, family.class_name),
+            dtype=dtype,
+            options=family.options,
+        )
+        with quiet():
+            tokenizer = read_tokenizer(tokenizer_folder or model_folder)
         if len(tokenizer) > model.config.vocab_size:
             raise ModelError(
                 f"the tokenizer has {len(tokenizer)} tokens, {model_folder.name} only {model.config.vocab_size}"
@@ -134,6 +108,26 @@ class TextEncoder:
         """D, of a token state."""
         config = self.model.config
         return int(config.d_model if config.model_type == "t5" else config.hidden_size)
+
+    @property
+    def pooled_width(self) -> int:
+        """P, of a pooled vector."""
+        is_projected = hasattr(self.model, "text_projection")
+        return int(self.model.config.projection_dim) if is_projected else self.width
+
+    def cut_words(self, text: str, *, length: int | None = None) -> tuple[str, ...]:
+        """The words of a text that `encode` does not read to their end, in their order. length: as there."""
+        rows = self.tokenizer(
+            text,
+            truncation=True,
+            max_length=self.max_tokens if length is None else length,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )["offset_mapping"]
+        # of what does not fit; tokens that stand for no character of the text begin and end it
+        starts = (start for row in rows[1:] for start, stop in row if stop > start)
+        first = next(starts, len(text))
+        return tuple(word.group() for word in _WORD.finditer(text) if word.end() > first)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], *, length: int | None = None, seen: bool = False) -> Conditioning:
@@ -160,47 +154,8 @@ class TextEncoder:
         return Conditioning(text=states, text_mask=mask, pooled=pooled)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    name = f"{folder.name}/config.json"
-    config = read_json(folder / "config.json")
-    refuse_foreign(config, name)
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise ModelError(f"{name} is of type {shown(kind)}: mmgen knows {', '.join(FAMILIES)}")
-    for key, value in numbers(config):
-        most = MAX_LAYERS if "layers" in key else MAX_WIDTH
-        if isinstance(value, int) and value > most and "position" not in key:
-            raise ModelError(f"{name}: {key} is {shown(value)}, and at most {most:,} can be meant")
-    return config
-
-
-def _known(values: Mapping[str, Any], config_class: Any) -> Any:
-    """The configuration of a model, from what its class has by itself.
-
-    Others would be taken too, and some of them name kernels to be fetched and run, or files to be read.
-    """
-    values = values.get(config_class.base_config_key, values)
-    known = config_class().to_dict()
-    return config_class(**{name: value for name, value in values.items() if name in known})
-
-
-def _check_shapes(name: str, model: Any, held: Mapping[str, list[int]]) -> None:
-    """Raise ModelError, before a tensor is read, where the weights are not those of a model on the meta device.
-
-    held: the shapes of their tensors. Names that differ are told apart by transformers, which knows old ones.
-    """
-    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
-    if wrong := [key for key in shapes if key in held and held[key] != shapes[key]]:
-        raise ModelError(
-            f"{name}: the weights have another shape than config.json says: {shown_names(wrong)}"
-        )
-    needed, there = sum(p.numel() for p in model.parameters()), sum(map(math.prod, held.values()))
-    # twice, for what is missing is named later, and tied parameters may be counted twice
-    if needed > 2 * there:
-        raise ModelError(f"{name}/config.json is of {needed:,} parameters, and the weights hold {there:,}")
-
-
-def _tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder. Raises ModelError if it has none, or one that names code to run or files to read."""
     import transformers
 
     # without this check the tokenizer's class would start with an empty vocabulary
@@ -246,33 +201,3 @@ def _check_tokenizer(folder: Path) -> None:
             raise ModelError(
                 f"{folder.name}/{name} is of type {shown(model)}: mmgen knows {', '.join(FAMILIES)}"
             )
-
-
-def _check_loaded(name: str, info: Mapping[str, Any]) -> None:
-    """transformers draws missing tensors at random and says so in a log line: here it is an error."""
-    spare = [key for key in info["unexpected_keys"] if not any(part in key for part in SPARE_TENSORS)]
-    wrong = {
-        "lack": info["missing_keys"],
-        "have the wrong shape for": info["mismatched_keys"],
-        "hold also": spare,
-    }
-    for what, keys in wrong.items():
-        if keys:
-            names = shown_names(str(key[0] if isinstance(key, tuple) else key) for key in keys)
-            raise ModelError(f"{name}: the weights {what} {names}: they do not fit config.json")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers without its progress bar and its load reports."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -19,7 +19,7 @@ from mmgen.pipelines.stage import Draft
 from mmgen.temporary import remove_stale, temporary_name
 
 NESTED = ("text", "negative")
-PLAIN = ("image_embed", "start", "latent", "image")
+PLAIN = ("image_embed", "negative_embed", "start", "latent", "image")
 
 Kept = int
 """What a draft is taken back by."""

@@ -7,8 +7,8 @@ again of which a picture is missing, so that every picture has the bytes that it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,11 +24,12 @@ from mmgen.noise import Noise
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.super_res_stage import SuperResStage
+from mmgen.pipelines.text_stage import cut_words
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.pipelines.vae_stage import VaeStage
 from mmgen.render import stopped
 from mmgen.render.drafts import Drafts, Kept, map_tensors, rows_of
-from mmgen.render.estimate import MAX_TOKENS, WORKING_SHARE, picture_bytes, stage_weights
+from mmgen.render.estimate import alike, fit, in_smaller_squares, picture_bytes
 from mmgen.render.jobs import Job
 from mmgen.render.windows import BUDGET, Batch, Budget, Window
 from mmgen.types import StageRecord, StageSettings
@@ -44,6 +45,11 @@ def budget_of(room: Room | None, device: torch.device) -> Budget:
     return Budget(memory=min(Budget.memory, int(DRAFTS_SHARE * here.bytes)), room=room)
 
 
+def drafts_on(device: torch.device, budget: Budget) -> int:
+    """Bytes of a device that drafts may take."""
+    return budget.memory if device.type == "cpu" else 0
+
+
 @dataclass(frozen=True)
 class Done:
     """A picture that is drawn, or one that failed: then image is None and error says why, in one line.
@@ -51,6 +57,7 @@ class Done:
     image: or the bytes of its file, where another process has encoded it.
     seconds: its share of what its micro-batches took. peak_bytes: the most memory in use by then, 0: not measured.
     draft: what a picture that is stopped holds to go on from it, as `mmgen.render.stopped.packed` gives it.
+    cut_words: as in `mmgen.result.Result`.
     """
 
     job: Job
@@ -59,6 +66,7 @@ class Done:
     peak_bytes: int
     error: str = ""
     draft: bytes = b""
+    cut_words: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,7 @@ class _Run:
         self._most: dict[str, int] = {}  # by stage: pictures at once
         self._smaller: dict[str, SuperResStage | VaeStage] = {}  # by stage: what stands in for it
         self._tight: set[str] = set()  # stages of which it was said
+        self._estimates: dict[Hashable, int | None] = {}  # by stage, settings and size: bytes of a picture
         self._begins_at: int | None = None  # side of the pictures that are gone on with
         self._missing: frozenset[str] = frozenset()
 
@@ -177,7 +186,8 @@ class _Run:
         stages = self._model.cascade.stages
         if self._begins_at is None:
             return stages
-        return stages[[stage.size for stage in stages].index(self._begins_at) + 1 :]
+        begin = [stage.size for stage in stages].index(self._begins_at) + 1
+        return (*_needed_again(stages[:begin], stages[begin:]), *stages[begin:])
 
     def _begin(self, jobs: Batch) -> list[_Piece]:
         """A micro-batch before its first stage; one that cannot be gone on with fails alone."""
@@ -289,8 +299,7 @@ class _Run:
 
     def _in_smaller_squares(self, stage: Stage) -> bool:
         """Draw in squares of half the side from now on; False: they would be too small, or there are none."""
-        now = self._smaller.get(stage.name, stage)
-        smaller = now.smaller() if isinstance(now, SuperResStage | VaeStage) else None
+        smaller = in_smaller_squares(self._smaller.get(stage.name, stage))
         if smaller is None:
             return False
         self._smaller[stage.name] = smaller
@@ -301,30 +310,35 @@ class _Run:
         room = self._budget.room
         if room is None:
             return len(jobs)
-        drafts = self._budget.memory if self._model.device.type == "cpu" else 0
-        free = max(0, int(WORKING_SHARE * (room.bytes - stage_weights(stage) - drafts)))
-        each = self._estimate(stage, jobs, draft)
-        if each > free and stage.name not in self._tight:
-            self._tight.add(stage.name)
-            note = f"a picture is estimated at {_megabytes(each)}, and there is room for {_megabytes(free)}"
-            # pictures in squares are others, and must not become so by what happens to be free
-            while room.asked and each > free and self._in_smaller_squares(stage):
-                each = self._estimate(stage, jobs, draft)
-                note += f"; in squares of {self._smaller[stage.name].square} px at {_megabytes(each)}"
-            note += "; it is tried all the same" if each > free else ""
-            self._watch(Event("tight", stage.name, note=note))
-        return max(1, free // each)
-
-    def _estimate(self, stage: Stage, jobs: Batch, draft: Draft) -> int:
         settings = jobs[0].request.stages.get(stage.name, StageSettings())
-        if isinstance(stage, SuperResStage):  # its squares must not depend on which picture comes first
-            tokens = MAX_TOKENS
-        elif draft.text is None or draft.text.text is None:  # no text has more tokens than characters
-            texts = [*draft.prompts, draft.negative_prompt]
-            tokens = min(MAX_TOKENS, 2 + max(map(len, texts)))
-        else:
-            tokens = draft.text.text.shape[1]
-        return picture_bytes(self._smaller.get(stage.name, stage), settings, tokens)
+        now = self._smaller.get(stage.name, stage)
+        found = fit(
+            now,
+            lambda one: self._estimate(one, draft, settings),
+            room,
+            drafts_on(self._model.device, self._budget),
+        )
+        each = self._estimate(now, draft, settings)
+        if isinstance(found.stage, SuperResStage | VaeStage) and found.stage is not now:
+            self._smaller[stage.name] = found.stage
+        if each is not None and each > found.free and stage.name not in self._tight:
+            self._tight.add(stage.name)
+            note = f"a picture is estimated at {_megabytes(each)}, and there is room for {_megabytes(found.free)}"
+            if found.stage is not now:
+                note += (
+                    f"; in squares of {self._smaller[stage.name].square} px at {_megabytes(found.each or 0)}"
+                )
+            note += "; it is tried all the same" if found.tight else ""
+            self._watch(Event("tight", stage.name, note=note))
+        return len(jobs) if found.most is None else found.most
+
+    def _estimate(self, stage: Stage, draft: Draft, settings: StageSettings) -> int | None:
+        """Of one picture. Kept, for a run on the meta device takes a while too."""
+        square = stage.square if isinstance(stage, SuperResStage | VaeStage) else None
+        key = (stage.name, square, settings, alike(draft))
+        if key not in self._estimates:
+            self._estimates[key] = picture_bytes(stage, draft, settings)
+        return self._estimates[key]
 
     def _behind(self, piece: _Piece, drawn: _Drawn) -> list[_Piece]:
         """Commit the pictures of a stage that was their last, else keep the draft for the next one."""
@@ -353,13 +367,34 @@ class _Run:
             text=draft.text if "text" in needs else None,
             negative=draft.negative if "text" in needs else None,
             image_embed=draft.image_embed if "image_embed" in needs else None,
+            negative_embed=draft.negative_embed if "image_embed" in needs else None,
             latent=draft.latent if "latent" in needs else None,
         )
 
     def _finish(self, piece: _Piece, image: Image | None, *, error: str = "", draft: bytes = b"") -> None:
         (job,) = piece.jobs
         if job.key in self._missing:
-            self._commit(Done(job, image, piece.seconds, piece.peak_bytes, error, draft))
+            cut = self._cut_words(job)
+            self._commit(Done(job, image, piece.seconds, piece.peak_bytes, error, draft, cut))
+
+    def _cut_words(self, job: Job) -> dict[str, tuple[str, ...]]:
+        """A job that goes on with a picture does so with a text that has been read."""
+        request = job.request
+        stages = self._model.cascade.up_to(request.size[0]).stages if job.start is None else ()
+        return cut_words(stages, [*request.prompts, request.negative_prompt])
+
+
+def _needed_again(before: Sequence[Stage], stages: Sequence[Stage]) -> list[Stage]:
+    """Those of the stages before a picture that later ones cannot do without: of it, the picture alone was kept."""
+    there, lacking, again = {"prompts", "image"}, set[str](), list[Stage]()
+    for stage in stages:
+        lacking |= stage.needs - there
+        there |= stage.gives
+    for stage in reversed(before):
+        if stage.gives & lacking:
+            again.insert(0, stage)
+            lacking = (lacking - stage.gives) | (stage.needs - {"prompts"})
+    return again
 
 
 def _image(job: Job) -> Tensor:

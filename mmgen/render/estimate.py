@@ -1,39 +1,69 @@
-"""What a stage takes of memory beside its weights, by arithmetic on the sizes of its network, before it runs.
+"""What a stage takes beside its weights, by a run of it on the meta device, where tensors have a shape and no numbers.
 
-Counted are the tensors that are alive at once where there are most: the features of one block, the skips that wait for
-the way up, what goes in and comes out, and the pictures of the sampler. `tests/render/test_memory.py` holds the sum
-between what is measured and two and a half times that. What a library takes for its own work is not counted.
+All that the stage does is done there, in two steps: network, guidance, threshold and sampler. Counted are the bytes of
+all tensors that it makes and that are alive at once, and the arithmetic of matrix products and convolutions. What a
+library takes for its own work within one operation is not counted.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
-from mmgen.memory import weight_bytes
-from mmgen.models.conditioned_unet import IMAGE_TOKENS, ConditionedUNet
-from mmgen.models.unet import UNet
-from mmgen.pipelines.stage import Stage
+from mmgen.memory import Room, on_meta, weight_bytes
+from mmgen.noise import Noise
+from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.super_res_stage import SuperResStage
 from mmgen.pipelines.vae_stage import VaeStage
-from mmgen.types import StageSettings
+from mmgen.render.drafts import map_tensors, rows_of
+from mmgen.types import SAMPLERS, StageSettings
 
-# Tensors that are alive at once, in the size of what a block gives.
-RES_BLOCK = 4  # what came in, its sum, a norm, an activation
-MERGED = 9  # the same where a skip has doubled what came in
-ATTENTION = 9  # what came in, its norm, queries, keys and values, and these again behind norms or the text
-LAYER = 20  # of a transformer: the inner features twice, queries, keys and values twice, and the texts that are joined
-GATED_LAYER = 24  # the same where the inner features are gated, so twice as many, and a skip is merged
-ENCODER_LAYER = 11  # of a frozen text encoder: the inner features twice, what came in and the rest
-PICTURES = 10  # of 3 channels in float32, around the network: x_t, x0, low_res and noise, limited, summed and blended
-INPUTS = 4  # pictures of 6 channels as the network sees them: joined, as patches, with places, channels last
-PRIOR_TOKENS = 4  # beside those of the text: pooled, time, embedding and query
-SIDES = 2  # of guidance: with the prompt and without it
-
-MAX_TOKENS = 512  # of a text that is not read yet: the encoders here are made for no more
 # Of the room that is there: allocators leave gaps, and kernels have workspaces.
 WORKING_SHARE = 0.8
+GRAIN = 32  # tokens or pixels, within which sizes are not told apart
+STEPS = 2  # in which a run on the meta device is as large as it gets: most samplers look back one step
+_ATEN = torch.ops.aten
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one picture takes in a stage.
+
+    bytes: alive at once, beside the weights. flop: floating-point operations. draft: what the stage gives, on the meta
+    device.
+    """
+
+    bytes: int
+    flop: float
+    draft: Draft
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a stage runs in the room that is there.
+
+    stage: what runs, in smaller squares where somebody asked for less memory. each: bytes of one picture, None where
+    they cannot be told. free: bytes that pictures may take. most: of them at once, one at least; None: not known.
+    """
+
+    stage: Stage
+    each: int | None
+    free: int
+    most: int | None
+
+    @property
+    def tight(self) -> bool:
+        """Whether a single picture is estimated to take more than there is."""
+        return self.each is not None and self.each > self.free
 
 
 def stage_weights(stage: Stage) -> int:
@@ -41,58 +71,153 @@ def stage_weights(stage: Stage) -> int:
     return sum(map(weight_bytes, stage.networks))
 
 
-def picture_bytes(stage: Stage, settings: StageSettings, tokens: int) -> int:
-    """What one picture takes of memory in a stage, in bytes. tokens: of its text."""
-    scale, side = settings.guidance_scale, stage.size or 0
-    sides = 1 if scale == 1 or (side and scale is None) else SIDES
-    # side of what the network sees at once, in pixels; 0 where it sees no picture
-    seen = min(stage.square, side) if isinstance(stage, SuperResStage | VaeStage) else side
-    features = max((_features(network, seen, tokens) for network in stage.networks), default=0)
-    return max(1, sides * features + PICTURES * 3 * side**2 * 4)
+def picture_bytes(stage: Stage, draft: Draft, settings: StageSettings) -> int | None:
+    """What a picture of a draft takes in a stage, in bytes; None where shapes alone do not say it."""
+    found = _cost(stage, draft, settings, STEPS)
+    return None if found is None else max(1, found.bytes)
 
 
-def _features(network: nn.Module, side: int, tokens: int) -> int:
-    """Of one row of a batch."""
-    config: Any = network.config
-    if isinstance(network, ConditionedUNet):
-        numbers = _unet(config, side, tokens, merged=isinstance(network, UNet))
-    elif hasattr(config, "num_hidden_layers"):  # a text encoder of transformers, whose states are all given
-        numbers = tokens * config.hidden_size * (ENCODER_LAYER + config.num_hidden_layers)
-    elif hasattr(config, "layers"):  # the prior, which keeps keys and values of every layer
-        numbers = (tokens + PRIOR_TOKENS) * config.width * (LAYER + 2 * config.layers)
-    elif hasattr(config, "cross_attention_dim"):  # a U-Net of diffusers, whose side is that of its latents
-        numbers = _published_unet(config, tokens)
-    elif hasattr(config, "latent_channels"):  # a VAE, which enlarges its features before it makes them fewer
-        numbers = RES_BLOCK * max(config.block_out_channels[:2]) * side**2
-    else:
-        numbers = 0
-    return int(numbers) * next(network.parameters()).element_size()
+def cost(stage: Stage, draft: Draft, settings: StageSettings) -> Cost | None:
+    """What a picture of a draft takes in a stage, whose every setting is given; None as above.
+
+    Guidance counts at every step, also where an interval leaves it out.
+    """
+    found = _cost(stage, draft, settings, STEPS)
+    if found is None or settings.steps is None:
+        return found
+    one = _cost(stage, draft, settings, 1)
+    assert one is not None
+    each = found.flop - one.flop  # of a step between the first and the last
+    again = settings.resample or 1
+    return replace(found, flop=one.flop + each * (settings.steps * again - 1))
 
 
-def _published_unet(config: Any, tokens: int) -> int:
-    """Numbers that are alive at once in a U-Net of diffusers that draws one latent."""
-    layers = config.layers_per_block
-    waiting, alive = PICTURES * config.in_channels * config.sample_size**2, 0
-    for level, channels in enumerate(config.block_out_channels):
-        features = channels * (config.sample_size >> level) ** 2
-        waiting += (1 + (layers if isinstance(layers, int) else layers[level])) * features
-        alive = max(alive, GATED_LAYER * features + 2 * tokens * channels)
-    return int(waiting + alive + 2 * tokens * config.cross_attention_dim)
+def fit(
+    stage: Stage,
+    each: Callable[[Stage], int | None],
+    room: Room,
+    drafts: int,
+) -> Fit:
+    """How many pictures a stage takes at once in this room, and in which squares.
+
+    each: bytes of a picture, as `picture_bytes`. drafts: bytes of the room that unfinished pictures may take.
+    Pictures in smaller squares are others, so that only who asks for less memory gets them.
+    """
+    free = max(0, int(WORKING_SHARE * (room.bytes - stage_weights(stage) - drafts)))
+    needed = each(stage)
+    while room.asked and needed is not None and needed > free and (smaller := in_smaller_squares(stage)):
+        stage, needed = smaller, each(smaller)
+    return Fit(stage, needed, free, None if needed is None else max(1, free // needed))
 
 
-def _unet(config: Any, side: int, tokens: int, *, merged: bool) -> int:
-    """Numbers that are alive at once in a U-Net that draws one picture of this side."""
-    told = tokens + IMAGE_TOKENS
-    finest, lowest = side // getattr(config, "stem", 1), len(config.channels) - 1
-    waiting = kept = 0
-    alive = [told * config.text_width * LAYER if config.text_dim else 0]
-    levels = zip(config.channels, config.blocks, config.attention, strict=True)
-    for level, (channels, blocks, attends) in enumerate(levels):
-        pixels = (finest >> level) ** 2
-        waiting += (blocks + 2 if merged else 1) * channels * pixels
-        alive.append((MERGED if merged else RES_BLOCK) * channels * pixels)
-        if attends:
-            alive.append(channels * (ATTENTION * pixels + 3 * told) + pixels * (pixels + told))
-            attending = 2 * blocks + 2 if merged else blocks if level == lowest else 2 * blocks
-            kept += attending * 2 * channels * told
-    return max(alive) + waiting + kept + INPUTS * 6 * side**2
+def in_smaller_squares(stage: Stage) -> SuperResStage | VaeStage | None:
+    """The same stage in less memory; None where it has no squares, or smaller ones would be too small."""
+    return stage.smaller() if isinstance(stage, SuperResStage | VaeStage) else None
+
+
+def alike(draft: Draft) -> Hashable:
+    """Equal for drafts whose pictures take about the same: all their sides are, rounded up to GRAIN."""
+    sides: list[Hashable] = []
+
+    def note(name: str, value: Tensor) -> Tensor:
+        sides.append((name, *(-(-side // GRAIN) for side in value.shape[1:])))
+        return value
+
+    map_tensors(draft, note)
+    if draft.text is None:  # it will be as long as the longest
+        sides.append(max(map(len, (*draft.prompts, draft.negative_prompt))) // GRAIN)
+    return tuple(sides)
+
+
+@torch.inference_mode()
+def _cost(stage: Stage, draft: Draft, settings: StageSettings, steps: int) -> Cost | None:
+    longest = (max(draft.prompts, key=len),)
+    one = replace(map_tensors(rows_of(draft, slice(1)), lambda _, value: value.to("meta")), prompts=longest)
+    counted = Counted()
+    try:
+        with on_meta(stage.networks), counted:
+            behind = finish(stage.run(one, _shortened(settings, steps), Noise([0], stage.name)))
+    except Exception:  # noqa: BLE001 - a library's network may ask for numbers, and each fails in its own way
+        return None
+    return Cost(counted.most, counted.flop, behind)
+
+
+def _shortened(settings: StageSettings, steps: int) -> StageSettings:
+    """Settings for a few steps. A scheduler of diffusers computes with numbers: one of ours stands in for it."""
+    if settings.steps is None:
+        return settings
+    ours = settings.sampler in SAMPLERS
+    return replace(
+        settings,
+        steps=min(steps, settings.steps),
+        sampler=settings.sampler if ours else "dpmpp-2m",
+        guidance_interval=None,
+        resample=None,
+        timesteps=None,
+    )
+
+
+class Counted(TorchDispatchMode):
+    """Counts what runs under it on the meta device, in inference mode.
+
+    most: the largest number of bytes of tensors that were made under it and alive at once. flop: so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = self._now = 0
+        self.flop = 0.0
+        self._known: dict[int, weakref.ref[UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given: dict[str, Any] = kwargs or {}
+        if func is _ATEN._local_scalar_dense.default and args[0].is_meta:
+            return True  # whether numbers are finite, as far as anything here asks
+        self._see((args, given), new=False)
+        if func is _ATEN.scaled_dot_product_attention.default:
+            return self._attention(*args, **given)
+        out = NotImplemented
+        if _COMPOSITE not in func.py_kernels:  # those are for compilers, and other than what a device runs
+            with self:  # so that what an operation is made of is seen
+                out = func.decompose(*args, **given)
+        if out is NotImplemented:
+            out = func(*args, **given)
+            if (formula := flop_registry.get(func._overloadpacket)) is not None:
+                self.flop += formula(*args, **given, out_val=out)
+        self._see(out, new=True)
+        return out
+
+    def _attention(
+        self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *_more: Any, **_named: Any
+    ) -> Tensor:
+        """As the fused kernels of all devices: no scores, and a mask of truth values becomes one of numbers.
+
+        On the meta device it would be computed by plain matrix products, whose scores are larger than all else.
+        """
+        given = None if attn_mask is None else attn_mask.to(q.dtype)
+        self._see(given, new=True)
+        *rows, width = q.shape
+        self.flop += 2 * torch.Size(rows).numel() * k.shape[-2] * (width + v.shape[-1])
+        # heads stand behind tokens in memory, as these kernels give it
+        out = q.transpose(1, 2).new_empty((rows[0], rows[2], rows[1], v.shape[-1])).transpose(1, 2)
+        self._see(out, new=True)
+        return out
+
+    def _see(self, values: Any, *, new: bool) -> None:
+        for tensor in tree_leaves(values):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata in self._known:
+                continue
+            size = storage.nbytes() if new else 0
+            self._known[storage._cdata] = weakref.ref(storage, self._gone(storage._cdata, size))
+            self._now += size
+            self.most = max(self.most, self._now)
+
+    def _gone(self, key: int, size: int) -> Callable[[Any], None]:
+        def forget(_: Any) -> None:
+            del self._known[key]
+            self._now -= size
+
+        return forget

@@ -20,7 +20,8 @@ from typing import Any, Self
 import torch
 
 from mmgen.errors import MachineError
-from mmgen.pipelines.catalogue import available, find
+from mmgen.pipelines.reference import Reference
+from mmgen.pipelines.sources import available, find
 from mmgen.render.pool import Lost, Message, Setup, work
 from mmgen.render.windows import Window
 
@@ -178,7 +179,12 @@ def _connect(address: str | None, count: int) -> Any:
 
 def _everywhere(model: str) -> str:
     """The model by a name that means the same in another folder."""
-    return model if model in available() else str(find(model))
+    return str(
+        Reference.parse(model).map(
+            lambda name: name if name in available() else str(find(name)),
+            lambda file: str(Path(file).absolute()),
+        )
+    )
 
 
 def _line(error: Exception) -> str:

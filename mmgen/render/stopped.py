@@ -171,7 +171,7 @@ def going_on(
     than that of `facts`, go on with another stage or behind `stop`, or were changed.
     """
     names = [form.name for form in facts.forms]
-    nexts = [names[names.index(name) + 1] for name in _stops(facts)]
+    nexts = [_next(facts.forms, names.index(name)) for name in _stops(facts)]
     if not any(_is_meant(stage, name) for name in nexts):
         raise UsageError(
             f"--from-stage {stage}: {facts.name} goes on with {' or '.join(nexts) or 'no stage'}; {GROUP} is whichever "
@@ -221,7 +221,12 @@ def _going_on(path: Path, facts: Facts, format: Format) -> tuple[Job, str]:
         raise UsageError(f"{path} was changed since it was drawn: give it to 'mmgen upscale'")
     check_fits(format, goal.request)
     name = f"{Path(goal.name).stem}{SUFFIXES[format]}"
-    return replace(goal, name=name, start=path), facts.forms[sides.index(side) + 1].name
+    return replace(goal, name=name, start=path), _next(facts.forms, sides.index(side))
+
+
+def _next(forms: Sequence[StageForm], index: int) -> str:
+    """The stage that goes on with the pictures of another one: the first that takes settings."""
+    return next((form.name for form in forms[index + 1 :] if form.takes), forms[index + 1].name)
 
 
 def _check_names(jobs: Sequence[Job]) -> None:

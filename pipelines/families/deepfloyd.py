@@ -1,16 +1,36 @@
-"""DeepFloyd IF, as diffusers publishes it."""
+"""DeepFloyd IF, as diffusers publishes it: small pictures, and what enlarges them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from mmgen.pipelines.families.family import SCHEDULER, Family, check_channels, check_told, side_of
-from mmgen.pipelines.forms import DECODER_TAKES, TEXT_TAKES, StageForm
+from mmgen.pipelines.families.family import (
+    SCHEDULER,
+    Family,
+    Kind,
+    Upscaler,
+    check_channels,
+    check_told,
+    draws_nothing,
+    side_of,
+)
+from mmgen.pipelines.forms import (
+    PIXEL_SUPER_RES_TAKES,
+    PIXEL_TAKES,
+    TEXT_TAKES,
+    StageForm,
+    super_res_name,
+)
 from mmgen.types import StageSettings
 
-IF = StageSettings(steps=50, sampler="ddpm", guidance_scale=7.0, threshold=0.95, threshold_cap=1.5)
+IF = StageSettings(steps=50, sampler="ddpm", guidance_scale=7.0)
+IF_SUPER_RES = StageSettings(steps=50, sampler="ddpm", guidance_scale=4.0, noise_level=0.25)
 IF_TOKENS = 77  # of every text, in the training of DeepFloyd IF; its encoder can read more
+IF_TOLD = {"addition_embed_type": "text", "encoder_hid_dim_type": "text_proj"}
+NOISING = {"image_noising_scheduler": "image_noising_scheduler/scheduler_config.json"}
+UNET: tuple[Kind, ...] = (("diffusers", "UNet2DConditionModel"),)
 
 
 def _if(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
@@ -22,31 +42,105 @@ def _if(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
     encoder, unet = parts["text_encoder"], parts["unet"]
     schedule, kind = noise_of(parts["scheduler"])
     check_channels(unet.config, 3, "picture", kind)
-    check_told(
-        unet.config,
-        "encoder_hid_dim",
-        encoder.width,
-        {"addition_embed_type": "text", "encoder_hid_dim_type": "text_proj"},
-    )
+    check_told(unet.config, "encoder_hid_dim", encoder.width, IF_TOLD)
     return [
         TextStage(encoder, length=IF_TOKENS, lower=True),
-        PixelStage(unet, IF, schedule=schedule, kind=kind),
+        PixelStage(unet, _limited(IF, parts["scheduler"]), schedule=schedule, kind=kind),
     ]
 
 
 def _if_forms(_index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
+    defaults = _limited(IF, configs["scheduler"])
     return (
         StageForm("text", TEXT_TAKES, StageSettings()),
-        StageForm("decoder", DECODER_TAKES, IF, side_of("unet", configs)),
+        StageForm("decoder", PIXEL_TAKES, defaults, side_of("unet", configs)),
     )
 
 
+def _super_res(parts: Mapping[str, Any], _index: Mapping[str, Any], side: int) -> list[Any]:
+    """Picture, and the text that it was drawn from -> the picture in the side of the U-Net."""
+    from mmgen.pipelines.adapters import noise_of
+    from mmgen.pipelines.upscaling import Corruption, PixelSuperResStage
+
+    unet = parts["unet"]
+    schedule, kind = noise_of(parts["scheduler"])
+    check_channels(unet.config, 3, "picture", kind, shown=3)
+    width, embedded = unet.config.encoder_hid_dim, unet.config.class_embed_type
+    check_told(unet.config, "encoder_hid_dim", width, {**IF_TOLD, "class_embed_type": "timestep"})
+    if embedded is None or width is None:
+        raise ValueError(
+            f"unet has class_embed_type {embedded!r} and encoder_hid_dim {width!r}: one that enlarges is told a noise "
+            "level as 'timestep', and a text"
+        )
+    return [
+        PixelSuperResStage(
+            unet,
+            _limited(IF_SUPER_RES, parts["scheduler"]),
+            schedule=schedule,
+            kind=kind,
+            corruption=Corruption(noise_of(parts["image_noising_scheduler"])[0]),
+            factor=_factor(unet.config.sample_size, side),
+        )
+    ]
+
+
+def _super_res_forms(
+    _index: Mapping[str, Any], configs: Mapping[str, Any], side: int
+) -> tuple[StageForm, ...]:
+    size = side_of("unet", configs)
+    _factor(size, side)
+    defaults = _limited(IF_SUPER_RES, configs["scheduler"])
+    return (StageForm(super_res_name(size), PIXEL_SUPER_RES_TAKES, defaults, size),)
+
+
+def _factor(size: int, side: int) -> int:
+    """Sides of its pictures, in those of the pictures before."""
+    if size <= side or size % side:
+        raise ValueError(
+            f"unet draws pictures of {size} px, and those before have {side}: these must go into it a whole number of "
+            "times, twice at least"
+        )
+    return size // side
+
+
+def _limited(defaults: StageSettings, scheduler: Mapping[str, Any]) -> StageSettings:
+    """The settings with the threshold that a scheduler's file says, and where it says none, with that of its class."""
+    share, cap = scheduler.get("dynamic_thresholding_ratio", 0.995), scheduler.get("sample_max_value", 1.0)
+    if not scheduler.get("thresholding", False):
+        if (most := scheduler.get("clip_sample_range", 1)) != 1:
+            raise ValueError(f"scheduler config has clip_sample_range {most!r}: pictures lie within 1")
+        return replace(defaults, threshold="clip" if scheduler.get("clip_sample", True) else "none")
+    for name, value, fits in (
+        ("dynamic_thresholding_ratio", share, type(share) is float and 0 < share < 1),
+        ("sample_max_value", cap, type(cap) in (int, float) and 1 <= cap <= 100),
+    ):
+        if not fits:
+            raise ValueError(f"scheduler config has {name} {value!r}, which is no threshold")
+    if cap == 1:  # a scale that is never larger clips
+        return replace(defaults, threshold="clip")
+    return replace(defaults, threshold=share, threshold_cap=float(cap))
+
+
+def _enlarged_forms(index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
+    """What it is above the pictures of another model, of which any side that fits gives the same."""
+    return _super_res_forms(index, configs, 1)
+
+
 FAMILY = Family(
-    components={
-        "text_encoder": (("transformers", "T5EncoderModel"),),
-        "unet": (("diffusers", "UNet2DConditionModel"),),
-    },
+    components={"text_encoder": (("transformers", "T5EncoderModel"),), "unet": UNET},
     join=_if,
     forms=_if_forms,
     data=SCHEDULER,
+)
+SUPER_RES = Family(
+    components={"unet": UNET},
+    join=draws_nothing,
+    forms=_enlarged_forms,
+    data={**SCHEDULER, **NOISING},
+    upscaler=Upscaler(
+        components={"unet": UNET},
+        join=_super_res,
+        forms=_super_res_forms,
+        data={**SCHEDULER, **NOISING},
+    ),
 )

@@ -34,8 +34,8 @@ class Upscaler:
 class Family:
     """components: name -> what it may be. join: components, data and index -> stages.
 
-    forms: index and the components' config.json -> what those stages will be. Both raise ValueError where the parts do
-    not fit each other. data: name -> a JSON file of the folder that is no component, and that join is given as well.
+    forms: index, the components' config.json and data -> what those stages will be. Both raise ValueError where the
+    parts do not fit each other. data: name -> a JSON file of the folder that is no component, and that both are given.
     of_prior: the components and data that lie in a folder of their own, which is published beside this one.
     upscaler: what it offers above other models; None: nothing.
     """
@@ -48,6 +48,11 @@ class Family:
     upscaler: Upscaler | None = None
 
 
+def draws_nothing(_parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
+    """The join of a family that is an upscaler alone. Raises ValueError."""
+    raise ValueError("it draws no pictures by itself: give it as --upscaler of a model that does")
+
+
 def side_of(name: str, configs: Mapping[str, Any]) -> int:
     """Of the pictures that a network draws, or of their latents."""
     side = configs[name].get("sample_size")
@@ -56,12 +61,15 @@ def side_of(name: str, configs: Mapping[str, Any]) -> int:
     return side
 
 
-def enlargement(vae: Mapping[str, Any]) -> int:
-    """Pixels per side of what a latent stands for, from the VAE's configuration. Raises ValueError if it has none."""
-    channels = vae.get("block_out_channels")
+def enlargement(vae: Mapping[str, Any], name: str = "vae") -> int:
+    """Pixels per side of what a latent stands for, from the VAE's configuration. name: its folder's, for the error.
+
+    Raises ValueError if it does not say.
+    """
+    channels = vae.get("block_out_channels", vae.get("encoder_block_out_channels"))
     if not isinstance(channels, list | tuple) or not 1 <= len(channels) <= MAX_LEVELS:
         raise ValueError(
-            f"vae/config.json: block_out_channels is {channels!r}, and must be 1 to {MAX_LEVELS} numbers"
+            f"{name}/config.json: block_out_channels is {channels!r}, and must be 1 to {MAX_LEVELS} numbers"
         )
     return int(2 ** (len(channels) - 1))
 
@@ -75,13 +83,15 @@ def check_scale(vae: Mapping[str, Any]) -> None:
         raise ValueError(f"vae/config.json: shift_factor is {shift!r}, and must be a number or null")
 
 
-def check_channels(unet: Any, channels: int, of: str, kind: str) -> None:
+def check_channels(unet: Any, channels: int, of: str, kind: str, shown: int = 0) -> None:
     """Raise ValueError for a U-Net that draws something else.
 
-    channels, of: how many, and what has so many. kind: of prediction, as the scheduler's file says it.
+    channels, of: how many, and what has so many. kind: of prediction, as the scheduler's file says it. shown: channels
+    of a picture that it is shown besides.
     """
-    if unet.in_channels != channels:
-        raise ValueError(f"unet has in_channels {unet.in_channels}, but the {of} has {channels}")
+    if unet.in_channels != channels + shown:
+        beside = f", and what it enlarges {shown}" if shown else ""
+        raise ValueError(f"unet has in_channels {unet.in_channels}, but the {of} has {channels}{beside}")
     said = 2 * channels if kind == "learned-range" else channels
     if unet.out_channels != said:
         raise ValueError(

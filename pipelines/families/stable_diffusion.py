@@ -33,7 +33,7 @@ def _stable_diffusion(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> li
     check_channels(unet.config, vae.config.latent_channels, "VAE", kind)
     check_told(unet.config, "cross_attention_dim", encoder.width)
     return [
-        TextStage(encoder, length=encoder.max_tokens, seen=True),
+        TextStage(encoder, length=encoder.max_tokens, seen=True, weighted=True),
         LatentStage(unet, LATENT, schedule=schedule, kind=kind, colours=colours(vae)),
         VaeStage(vae, size=unet.config.sample_size * enlargement(vae.config)),
     ]

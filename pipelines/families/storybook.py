@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmgen.errors import UsageError
-from mmgen.pipelines.families.family import Family, Kind, side_of
+from mmgen.pipelines.families.family import Family, Kind, Upscaler, side_of
 from mmgen.pipelines.forms import (
     DECODER_TAKES,
     FACTOR,
@@ -23,6 +23,7 @@ DECODER = StageSettings(steps=32, sampler="ddpm", guidance_scale=1.5, threshold=
 SUPER_RES = StageSettings(steps=1, sampler="ddim", threshold="clip", noise_level=0.0)
 
 STORYBOOK_SCALES = (FACTOR, FACTOR**2)  # of its super-resolution stages: sides, in that of the decoder
+LARGEST = 1024  # side of the pictures that its super-resolution has learned to draw
 
 # What an index may say of its decoder and image embeddings. "prior": it draws no prompt without one, which the prior
 # makes. "given": it draws prompts without, and is told those of pictures that are varied or mixed. "none": it saw none.
@@ -38,7 +39,6 @@ def _storybook(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
     """Text -> prior, if prompts need it -> decoder -> one super-resolution network at two scales."""
     from mmgen.pipelines.decoder_stage import DecoderStage
     from mmgen.pipelines.prior_stage import PriorStage
-    from mmgen.pipelines.super_res_stage import SuperResStage
     from mmgen.pipelines.text_stage import TextStage
 
     embeds = _image_embed(index)
@@ -48,10 +48,14 @@ def _storybook(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
     if embeds == "prior":
         stages.append(prior)
     stages.append(DecoderStage(parts["decoder"], DECODER, uses_image_embed=embeds == "prior", prior=prior))
-    size = parts["decoder"].config.sample_size
-    for scale in STORYBOOK_SCALES:
-        stages.append(SuperResStage(parts["super_res"], SUPER_RES, size=scale * size))
-    return stages
+    return stages + _super_res(parts, index, parts["decoder"].config.sample_size)
+
+
+def _super_res(parts: Mapping[str, Any], _index: Mapping[str, Any], side: int) -> list[Any]:
+    """Picture -> four times as large -> sixteen times as large, unless that is far more than was learned."""
+    from mmgen.pipelines.super_res_stage import SuperResStage
+
+    return [SuperResStage(parts["super_res"], SUPER_RES, size=size) for size in _enlarged(side)]
 
 
 def _storybook_forms(index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
@@ -60,10 +64,20 @@ def _storybook_forms(index: Mapping[str, Any], configs: Mapping[str, Any]) -> tu
     if _image_embed(index) == "prior":
         forms.append(StageForm("prior", PRIOR_TAKES, PRIOR))
     forms.append(StageForm("decoder", DECODER_TAKES, DECODER, side))
-    for scale in STORYBOOK_SCALES:
-        size = scale * side
-        forms.append(StageForm(super_res_name(size), SUPER_RES_TAKES, SUPER_RES, size))
-    return tuple(forms)
+    return (*forms, *_super_res_forms(index, configs, side))
+
+
+def _super_res_forms(
+    _index: Mapping[str, Any], _configs: Mapping[str, Any], side: int
+) -> tuple[StageForm, ...]:
+    return tuple(
+        StageForm(super_res_name(size), SUPER_RES_TAKES, SUPER_RES, size) for size in _enlarged(side)
+    )
+
+
+def _enlarged(side: int) -> list[int]:
+    """Sides of what pictures of this side become: four times it, and again where what was trained is as large."""
+    return [side * scale for scale in STORYBOOK_SCALES if scale == FACTOR or side * scale <= LARGEST]
 
 
 def _image_embed(index: Mapping[str, Any]) -> str:
@@ -109,4 +123,5 @@ FAMILY = Family(
     },
     join=_storybook,
     forms=_storybook_forms,
+    upscaler=Upscaler(components={"super_res": EITHER_UNET}, join=_super_res, forms=_super_res_forms),
 )

@@ -23,7 +23,7 @@ from packaging.specifiers import SpecifierSet
 from mmgen.cli import doctor
 from mmgen.cli.doctor import CHECKS, Finding, Torch
 from mmgen.errors import ModelError
-from mmgen.pipelines import catalogue
+from mmgen.pipelines import catalogue, sources
 
 ROOT = Path(__file__).resolve().parents[2]
 SOUND = Torch(
@@ -224,7 +224,7 @@ def test_damaged_weights_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = CHECKS["weights"]()
     assert finding.state == "PROBLEM"
     assert finding.found == "storybook: decoder/x is missing: get it again"
-    monkeypatch.setattr(catalogue, "available", list)
+    monkeypatch.setattr(sources, "available", list)
     assert CHECKS["weights"]() == Finding("PROBLEM", "no model came with mmgen", doctor.AGAIN)
 
 

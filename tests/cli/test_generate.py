@@ -22,6 +22,7 @@ import mmgen
 from mmgen.cli import generate as generate_module
 from mmgen.cli import main as main_module
 from mmgen.cli.options import STAGE_NAMES, parse_settings, parse_threshold
+from mmgen.errors import UsageError
 from mmgen.images import read_metadata, slug
 from mmgen.types import StageSettings
 
@@ -405,11 +406,14 @@ def test_every_setting_of_a_stage_can_be_written() -> None:
         "guidance_interval": ("0.2,0.8", (0.2, 0.8)), "guidance_rescale": ("0.7", 0.7),
         "guidance_parallel": ("0.4", 0.4), "guidance_limit": ("0.3", 0.3), "threshold": ("0.99", 0.99),
         "threshold_cap": ("1.5", 1.5), "noise_level": ("0.1", 0.1), "resample": ("3", 3),
+        "timesteps": ("smart50", "smart50"),
     }  # fmt: skip
     assert set(written) == set(STAGE_NAMES)
     parsed = parse_settings([f"prior.{name}={text}" for name, (text, _) in written.items()])
     assert parsed == {"prior": {name: value for name, (_, value) in written.items()}}
-    StageSettings.from_dict(parsed["prior"])
+    StageSettings.from_dict({**parsed["prior"], "steps": 50})
+    with pytest.raises(UsageError, match="a preset is given as timesteps=smart50"):
+        parse_settings(["decoder.steps=smart50"])
     assert (parse_threshold("clip"), parse_threshold("0.9")) == ("clip", 0.9)
 
 

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 import mmgen
 from mmgen.errors import UsageError
 from mmgen.images import encode, parameters_text, parse_parameters, read_metadata
-from mmgen.pipelines import catalogue
+from mmgen.pipelines import catalogue, sources
 from mmgen.pipelines.forms import StageForm
 from mmgen.types import Request, StageSettings
 from tests.checkpoints import write_tiny
@@ -49,7 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bundled(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model comes with mmgen, under the name that pictures know it by."""
-    monkeypatch.setattr(catalogue, "_bundled", lambda: models)
+    monkeypatch.setattr(sources, "bundled", lambda: models)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_no_other_model_draws_unasked(
         f"a.png: it was drawn by tiny {digest[:12]}, which does not come with mmgen: give its" in unknown.err
     )
 
-    monkeypatch.setattr(catalogue, "_bundled", lambda: models)
+    monkeypatch.setattr(sources, "bundled", lambda: models)
     _drawn_by(models / "tiny", "b.png", model_digest="ab" * 32)
     other = mmgen_command("rerun", "a.png", "b.png")
     assert (other.code, other.out) == (2, "")
@@ -162,7 +162,7 @@ def test_another_model_draws_when_it_is_asked_for(mmgen_command: Command, models
             "parameters", A1111,
             ("a red cat, (big:1.3) \nin the snow", "rain,\nfog", 42, (16, 16), 4, 2.5, "dpmpp-2m"),
             ["drawn by v1.10.1", "not taken over: Schedule type Karras, Model v1-5, Lora hashes fur: 1a2b, coat: 3c, "
-             "<lora:fur:0.8>;", "weights such as (big:1.3) are read as words"],
+             "<lora:fur:0.8>;", "weights such as (big:1.3) are words to all but Stable Diffusion"],
         ),
         (
             "parameters", SD_CPP, ("a red cat", "", 5, (256, 256), 3, 7.0, "ddpm"),

@@ -180,6 +180,9 @@ def test_text_that_is_not_a_request(text):
         {"threshold": [0.9]},
         {"threshold_cap": 0.5},
         {"noise_level": 2},
+        {"timesteps": "fast"},
+        {"timesteps": ["fast27"]},
+        {"timesteps": "fast27", "steps": 26},
     ],
     ids=str,
 )

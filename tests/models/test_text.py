@@ -71,6 +71,35 @@ def test_a_text_that_is_too_long_is_cut(kind: str, tmp_path: Path) -> None:
     assert words.text.shape[1] == encoder.max_tokens
 
 
+@pytest.mark.parametrize(
+    ("kind", "length", "cut"),
+    [
+        ("bert", 7, ()),
+        ("bert", 4, ("on", "the", "beach")),  # two tokens are [CLS] and [SEP]
+        ("t5", 15, ()),
+        ("t5", 9, ("beach",)),
+        ("t5", 6, ("cat", "on", "the", "beach")),  # four of five letters and marks of "cat" are read
+        ("clip", 11, ("beach",)),  # of letters: "the" ends with the ninth
+        ("clip", 10, ("the", "beach")),
+        ("clip", 15, ("beach",)),
+        ("clip", 16, ()),
+    ],
+)
+def test_words_that_do_not_fit_are_named(
+    kind: str, length: int, cut: tuple[str, ...], tmp_path: Path
+) -> None:
+    encoder = load(FOLDERS[kind][0](tmp_path))
+    assert encoder.cut_words("a cat on the beach", length=length) == cut
+    assert encoder.cut_words("", length=length) == ()
+
+
+def test_words_past_what_the_model_reads_are_named(tmp_path: Path) -> None:
+    encoder = load(write_bert(tmp_path))
+    fits = "a red cat " * 20 + "an"
+    assert encoder.cut_words(fits) == ()
+    assert encoder.cut_words(f"{fits} 猫! jet-black,  CAT's.") == ("jet-black", "CAT's")
+
+
 def test_the_layer_decides_the_states_and_not_the_pooled_vector(tmp_path: Path) -> None:
     write_bert(tmp_path)
     first, last, end = (load(tmp_path, layer=layer).encode(TEXTS) for layer in (1, 2, -1))

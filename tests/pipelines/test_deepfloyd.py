@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import IFPipeline
 from diffusers.pipelines.deepfloyd_if import pipeline_if
+from diffusers.pipelines.deepfloyd_if import timesteps as published
 from diffusers.schedulers import scheduling_ddpm
 from PIL import Image
 from torch import Tensor
@@ -30,7 +31,8 @@ from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.render.jobs import Job
-from mmgen.types import SAMPLERS, StageSettings
+from mmgen.schedulers.schedules import DiscreteSchedule, FlowSchedule, cosine_betas, preset_times
+from mmgen.types import PRESETS, SAMPLERS, Request, StageSettings
 from tests.checkpoints import write_clip, write_deepfloyd
 from tests.render.whole import render
 
@@ -75,10 +77,20 @@ def ours(
 
 
 def theirs(
-    folder: Path, prompts: Sequence[str], seeds: Sequence[int], negative: str, guidance_scale: float
+    folder: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    negative: str,
+    guidance_scale: float,
+    timesteps: list[int] | None = None,
 ) -> Tensor:
-    """The same by diffusers, with the noise that we begin with and add at every step."""
+    """The same by diffusers, with the noise that we begin with and add at every step.
+
+    timesteps: with the schedule in float64, because float32 keeps few digits of the beta between neighbouring ones.
+    """
     pipeline = IFPipeline.from_pretrained(folder)
+    if timesteps is not None:
+        pipeline.scheduler.alphas_cumprod = DiscreteSchedule(cosine_betas(), "leading").alpha_bar[1:]
     pipeline.set_progress_bar_config(disable=True)
     noise = Noise(seeds, "decoder")
     with pytest.MonkeyPatch.context() as patch:
@@ -88,6 +100,7 @@ def theirs(
             list(prompts),
             negative_prompt=[negative] * len(prompts),
             num_inference_steps=STEPS,
+            timesteps=timesteps,
             guidance_scale=guidance_scale,
             output_type="pt",
             clean_caption=False,
@@ -107,6 +120,89 @@ def test_pictures_are_those_of_diffusers(
     difference = float((mine - other).abs().max())
     print("pictures differ by", difference)  # noqa: T201
     assert difference < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["fast27", "smart27"])
+def test_presets_of_timesteps_are_those_of_diffusers(pipe: TextToImage, folder: Path, name: str) -> None:
+    asked = ([PROMPT, "two dogs"], [3, 5], "snow")
+    mine = ours(pipe, *asked, timesteps=name)
+    listed = getattr(published, f"{name}_timesteps")
+    difference = float((mine - theirs(folder, *asked, 7.0, timesteps=listed)).abs().max())
+    print("pictures differ by", difference)  # noqa: T201
+    assert difference < TOLERANCE
+    assert float((mine - ours(pipe, *asked, steps=27)).abs().max()) > 1e-2
+
+
+def test_every_preset_takes_the_steps_that_it_says() -> None:
+    schedule = DiscreteSchedule(cosine_betas(), "leading")
+    assert sorted(PRESETS) == sorted(
+        name.removesuffix("_timesteps") for name in vars(published) if name.endswith("_timesteps")
+    )
+    for name, steps in PRESETS.items():
+        times = preset_times(name, schedule)
+        assert len(times) == steps + 1
+        assert bool((times.diff() < 0).all())
+        assert (times[0], times[-1]) == (999, -1)
+    for other in (FlowSchedule(), DiscreteSchedule(cosine_betas(500), "leading")):
+        with pytest.raises(UsageError, match="timesteps fast27 are some of 1000, and this network"):
+            preset_times("fast27", other)
+
+
+def test_a_preset_says_how_many_steps_it_takes(pipe: TextToImage, folder: Path) -> None:
+    given = {"decoder": StageSettings(timesteps="smart50")}
+    request = pipe.request(PROMPT, seeds=[3], stages=given)
+    assert (request.stages["decoder"].steps, request.stages["decoder"].timesteps) == (50, "smart50")
+    assert facts(folder).request(PROMPT, 3, stages=given) == request
+    assert Request.from_json(request.to_json()) == request
+    fewer = StageSettings(steps=9).with_defaults(request.stages["decoder"])
+    assert (fewer.steps, fewer.timesteps) == (9, None)
+    for settings, says in (
+        ({"timesteps": "smart50", "sampler": "PNDMScheduler"}, "'PNDMScheduler' has steps of its own"),
+        ({"timesteps": "smart50", "steps": 9}, "timesteps smart50 are 50 steps, not 9: leave steps out"),
+        ({"timesteps": "smart5"}, "no timesteps 'smart5': choose one of fast27, smart27, smart50"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            pipe.request(PROMPT, stages={"decoder": StageSettings(**settings)})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "threshold", "cap"),
+    [
+        ({}, 0.95, 1.5),
+        ({"dynamic_thresholding_ratio": 0.9, "sample_max_value": 2}, 0.9, 2.0),
+        ({"sample_max_value": 1.0}, "clip", None),
+        ({"thresholding": False}, "clip", None),
+        ({"thresholding": False, "clip_sample": False}, "none", None),
+    ],
+)
+def test_thresholds_are_those_of_the_schedulers_file(
+    copy: Path, changes: dict[str, Any], threshold: float | str, cap: float | None
+) -> None:
+    # without the list of what diffusers is to read as its default, whatever the file says
+    rewrite(copy / "scheduler" / "scheduler_config.json", _use_default_values=[], **changes)
+    model = load(copy)
+    settings = model.request(PROMPT, seeds=[3]).stages["decoder"]
+    assert (settings.threshold, settings.threshold_cap) == (threshold, cap)
+    assert facts(copy).request(PROMPT, 3).stages["decoder"] == settings
+    asked = ([PROMPT], [3], "")
+    drawn = ours(model, *asked, steps=STEPS)
+    assert float((drawn.clamp(-1, 1) - theirs(copy, *asked, 7.0)).abs().max()) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"dynamic_thresholding_ratio": 1.5}, "dynamic_thresholding_ratio 1.5, which is no threshold"),
+        ({"dynamic_thresholding_ratio": "0.9"}, "dynamic_thresholding_ratio '0.9', which is no threshold"),
+        ({"sample_max_value": 0.5}, "sample_max_value 0.5, which is no threshold"),
+        ({"thresholding": False, "clip_sample_range": 2.0}, "clip_sample_range 2.0: pictures lie within 1"),
+    ],
+)
+def test_thresholds_that_are_none(copy: Path, changes: dict[str, Any], says: str) -> None:
+    rewrite(copy / "scheduler" / "scheduler_config.json", **changes)
+    for read in (load, facts):
+        with pytest.raises(ModelError, match=says):
+            read(copy)
 
 
 def test_what_the_picture_depends_on(pipe: TextToImage) -> None:
@@ -186,6 +282,19 @@ def test_half_precision_draws(folder: Path) -> None:
     assert np.asarray(model(PROMPT, seeds=[3], stages=FAST).images[0]).std() > 1
 
 
+def test_what_overflows_in_half_precision_stays_in_float32(folder: Path) -> None:
+    model = mmgen.load(folder, "cpu", "float16")
+    encoder = model.cascade.stages[0].networks[0]
+    dtypes = {name.split(".")[-2] == "wo": value.dtype for name, value in encoder.named_parameters()}
+    assert dtypes == {True: torch.float32, False: torch.float16}
+    exact, half = (
+        finish(one.cascade.stages[0].run(Draft((PROMPT,)), StageSettings(), Noise([3]))).text
+        for one in (load(folder), model)
+    )
+    assert exact is not None and exact.text is not None and half is not None and half.text is not None  # noqa: PT018
+    torch.testing.assert_close(half.text.float(), exact.text, atol=1e-2, rtol=1e-2)
+
+
 def test_stage_by_stage_gives_the_same_bytes(pipe: TextToImage, folder: Path, tmp_path: Path) -> None:
     asked = [(PROMPT, ""), ("two dogs", "snow"), ("a boat", "")]
     jobs = [
@@ -214,6 +323,25 @@ def test_the_commands_take_such_a_folder(
     assert request is not None
     again = load(folder).run(request).images[0]
     assert again.tobytes() == inputs.open_picture(out).tobytes()
+    other = tmp_path / "dog.png"
+    run(
+        "generate",
+        PROMPT,
+        "--out",
+        str(other),
+        "--set",
+        "decoder.timesteps=fast27",
+        *given[:6],
+        "--seed",
+        "3",
+    )
+    run("rerun", str(other), "--sampler", "PNDMScheduler", "--out", str(tmp_path / "rerun"), *given[:6])
+    (path,) = (tmp_path / "rerun").glob("*.png")
+    found = [read_metadata(drawn)["request"] for drawn in (other, path)]
+    assert [(one.stages["decoder"].steps, one.stages["decoder"].timesteps) for one in found if one] == [
+        (27, "fast27"),
+        (27, None),
+    ]
     assert "T5EncoderModel" in run("models", "info", str(folder))
     assert verify(folder) == []
     assert describe(folder)["family"] == "if"
@@ -252,10 +380,8 @@ def test_what_is_passed_by_may_be_there(copy: Path, pipe: TextToImage) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (
-            {"_class_name": "IFSuperResolutionPipeline"},
-            r"is of class 'IFSuperResolutionPipeline': mmgen knows",
-        ),
+        ({"_class_name": "IFSuperResolutionPipeline"}, "does not name 'image_noising_scheduler'"),
+        ({"_class_name": "IFInpaintingPipeline"}, r"is of class 'IFInpaintingPipeline': mmgen knows"),
         ({"_class_name": "StableDiffusionPipeline"}, "component 'text_encoder' is"),
         ({"unet": ["os", "system"]}, r"component 'unet' is \['os', 'system'\]"),
         ({"text_encoder": ["transformers", "CLIPTextModel"]}, r"not transformers\.T5EncoderModel"),

@@ -467,7 +467,7 @@ def test_what_is_passed_by_may_be_there(copy: Path, pipe: TextToImage) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"_class_name": "FluxPipeline"}, r"is of class 'FluxPipeline': mmgen knows StableDiffusionPipeline"),
+        ({"_class_name": "LattePipeline"}, r"is of class 'LattePipeline': mmgen knows StableDiffusionPipeline"),
         ({"_class_name": ["os", "system"]}, r"is of class \['os', 'system'\]: mmgen knows"),
         (
             {"unet": ["os", "system"]},

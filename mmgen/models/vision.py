@@ -1,0 +1,48 @@
+"""The frozen image encoder of CLIP through transformers, from any folder in its layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmgen.models.pretrained import outline, read_config, read_model
+
+TYPES = ("clip_vision_model",)
+SPARE_TENSORS = ("position_ids",)  # computed; older files hold them
+
+
+def outline_vision(folder: Path) -> Any:
+    """The same as `read_vision` gives, on the meta device: no tensor is read. Raises ModelError as there."""
+    from transformers import CLIPVisionModelWithProjection
+
+    return outline(folder, read_config(folder, TYPES), CLIPVisionModelWithProjection)
+
+
+def read_vision(folder: Path, dtype: torch.dtype) -> Any:
+    """The `CLIPVisionModelWithProjection` of a folder, frozen; nothing is fetched.
+
+    Raises ModelError if the folder is of another type, cannot be read, or has tensors too few or too many.
+    """
+    from transformers import CLIPVisionModelWithProjection
+
+    model = read_model(
+        folder,
+        read_config(folder, TYPES),
+        CLIPVisionModelWithProjection,
+        dtype=dtype,
+        spare=SPARE_TENSORS,
+    )
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def zero_embed(encoder: Any) -> Tensor:
+    """[1, E], what the encoder makes of a picture of zeros, which is a grey one: an embedding that says nothing."""
+    config = encoder.config
+    side = config.image_size
+    shown = torch.zeros(1, config.num_channels, side, side, device=encoder.device, dtype=encoder.dtype)
+    embed: Tensor = encoder(shown).image_embeds
+    return embed

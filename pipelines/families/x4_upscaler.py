@@ -1,0 +1,97 @@
+"""The x4 upscaler of Stable Diffusion, as diffusers publishes it: it enlarges the pictures of any model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmgen.pipelines.families.family import (
+    SCHEDULER,
+    Family,
+    Upscaler,
+    check_channels,
+    check_scale,
+    check_told,
+    draws_nothing,
+    enlargement,
+    side_of,
+)
+from mmgen.pipelines.forms import LATENT_SUPER_RES_TAKES, TEXT_TAKES, VAE_TAKES, StageForm, super_res_name
+from mmgen.types import StageSettings
+
+X4 = StageSettings(steps=75, sampler="ddim", guidance_scale=9.0, noise_level=0.02)
+MOST_NOISE = 350  # training step of the noise in what it was shown, at most, where an index does not say
+COMPONENTS = {
+    "text_encoder": (("transformers", "CLIPTextModel"),),
+    "unet": (("diffusers", "UNet2DConditionModel"),),
+    "vae": (("diffusers", "AutoencoderKL"),),
+}
+DATA = {**SCHEDULER, "low_res_scheduler": "low_res_scheduler/scheduler_config.json"}
+
+
+def _x4(parts: Mapping[str, Any], index: Mapping[str, Any], side: int) -> list[Any]:
+    """Picture -> the prompt anew, for an encoder of its own -> larger latents -> VAE."""
+    from mmgen.pipelines.adapters import colours, noise_of
+    from mmgen.pipelines.upscaling import (
+        Corruption,
+        LatentSuperResStage,
+        UpscalerTextStage,
+        UpscalerVaeStage,
+    )
+
+    encoder, unet, vae = parts["text_encoder"], parts["unet"], parts["vae"]
+    schedule, kind = noise_of(parts["scheduler"])
+    noising = noise_of(parts["low_res_scheduler"])[0]
+    check_scale(vae.config)
+    check_channels(unet.config, vae.config.latent_channels, "VAE", kind, shown=3)
+    check_told(unet.config, "cross_attention_dim", encoder.width)
+    if unet.config.num_class_embeds != len(noising.betas):
+        raise ValueError(
+            f"unet has num_class_embeds {unet.config.num_class_embeds}, but the noise that it is told has "
+            f"{len(noising.betas)} steps"
+        )
+    size = side * enlargement(vae.config)
+    return [
+        UpscalerTextStage(encoder, size=size),
+        LatentSuperResStage(
+            unet,
+            X4,
+            schedule=schedule,
+            kind=kind,
+            colours=colours(vae),
+            corruption=Corruption(noising, _most_noise(index)),
+            larger=size,
+        ),
+        UpscalerVaeStage(vae, size=size),
+    ]
+
+
+def _x4_forms(index: Mapping[str, Any], configs: Mapping[str, Any], side: int) -> tuple[StageForm, ...]:
+    _most_noise(index)
+    size = side * enlargement(configs["vae"])
+    return (
+        StageForm(f"text-{size}", TEXT_TAKES, StageSettings()),
+        StageForm(super_res_name(size), LATENT_SUPER_RES_TAKES, X4),
+        StageForm(f"vae-{size}", VAE_TAKES, StageSettings(), size),
+    )
+
+
+def _most_noise(index: Mapping[str, Any]) -> int:
+    most = index.get("max_noise_level", MOST_NOISE)
+    if type(most) is not int or most < 0:
+        raise ValueError(f"max_noise_level is {most!r} in the index: it must be a training step")
+    return most
+
+
+def _alone(index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
+    """What it is above pictures as those of its training."""
+    return _x4_forms(index, configs, side_of("unet", configs))
+
+
+FAMILY = Family(
+    components=COMPONENTS,
+    join=draws_nothing,
+    forms=_alone,
+    data=DATA,
+    upscaler=Upscaler(components=COMPONENTS, join=_x4, forms=_x4_forms, data=DATA),
+)

@@ -1,0 +1,185 @@
+"""Text and image embedding -> a small picture -> a larger one, by the networks of Karlo."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgen.conditioning import Conditioning, given
+from mmgen.errors import UsageError
+from mmgen.noise import Noise
+from mmgen.pipelines.denoiser import make_denoiser
+from mmgen.pipelines.forms import PLAIN_SUPER_RES_TAKES, super_res_name
+from mmgen.pipelines.sampling import diffuse
+from mmgen.pipelines.stage import Draft
+from mmgen.pipelines.unet_stage import PixelStage, UNetStage, told_texts
+from mmgen.schedulers.prediction import Prediction, PredictionKind
+from mmgen.schedulers.samplers import Step
+from mmgen.schedulers.schedules import DiscreteSchedule
+from mmgen.types import StageSettings
+
+
+class KarloUNet:
+    """A `UNet2DConditionModel` that is told texts and image embeddings by a `UnCLIPTextProjModel`."""
+
+    def __init__(self, network: Any, projection: Any) -> None:
+        self.network, self.projection = network, projection
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, and of what it is told."""
+        return next(iter(self.network.parameters())).dtype
+
+    def prepare(self, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens of the embedding and of the text [B, L, D], which of them it sees [B, L], what it adds to the time."""
+        text, pooled, embed = (
+            given(getattr(cond, name), name).to(self.dtype) for name in ("text", "pooled", "image_embed")
+        )
+        drop = given(cond.drop_image, "drop_image")[:, None]
+        states, added = self.projection(
+            image_embeddings=torch.where(
+                drop, self.projection.learned_classifier_free_guidance_embeddings, embed
+            ),
+            prompt_embeds=pooled,
+            text_encoder_hidden_states=text,
+            do_classifier_free_guidance=False,
+        )
+        mask = given(cond.text_mask, "text_mask")
+        return states, F.pad(mask, (states.shape[1] - mask.shape[1], 0), value=True), added
+
+    def __call__(self, x_t: Tensor, t: Tensor, told: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """What it predicts, [B, C, h, w], as of a `TextUNet`. t: [B], training steps."""
+        states, mask, added = told
+        out: Tensor = self.network(
+            x_t,
+            t.clamp(min=0),
+            encoder_hidden_states=states,
+            attention_mask=mask,
+            class_labels=added,
+            return_dict=False,
+        )[0]
+        return out
+
+
+class KarloDecoderStage(PixelStage):
+    """A decoder of pictures that is told a text and the embedding of a picture; guidance takes both away.
+
+    projection: what tells it both. Source: Ramesh et al. 2022 (unCLIP, DALL-E 2), arXiv:2204.06125, section 2.1.
+    """
+
+    needs = frozenset({"text", "image_embed"})
+
+    def __init__(
+        self,
+        network: Any,
+        projection: Any,
+        defaults: StageSettings,
+        *,
+        schedule: DiscreteSchedule,
+        kind: PredictionKind,
+    ) -> None:
+        super().__init__(network, defaults, schedule=schedule, kind=kind)
+        self.projection = projection
+        self.networks = (network, projection)
+
+    def _told(self, draft: Draft) -> tuple[Any, Conditioning, Conditioning]:
+        text, negative = told_texts(draft)
+        embed = given(draft.image_embed, "image_embed")
+        kept = torch.zeros(len(embed), dtype=torch.bool, device=embed.device)
+        cond, other = (
+            Conditioning(
+                text=words.text,
+                text_mask=words.text_mask,
+                pooled=words.pooled,
+                image_embed=embed,
+                drop_image=drop,
+            )
+            for words, drop in ((text, kept), (negative, ~kept))
+        )
+        return KarloUNet(self.network, self.projection), cond, other
+
+
+class PictureUNet:
+    """A `UNet2DModel` that is shown a picture beside what it denoises."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, and of what it is shown."""
+        return next(iter(self.network.parameters())).dtype
+
+    def prepare(self, cond: Conditioning) -> Tensor:
+        """The picture, [B, 3, H, W]."""
+        return given(cond.low_res, "low_res").to(self.dtype)
+
+    def __call__(self, x_t: Tensor, t: Tensor, shown: Tensor) -> Tensor:
+        """What it predicts, [B, C, H, W], as of a `TextUNet`. t: [B], training steps."""
+        out: Tensor = self.network(torch.cat([x_t, shown], dim=1), t.clamp(min=0), return_dict=False)[0]
+        return out
+
+
+class KarloSuperResStage(UNetStage):
+    """Diffuses the larger picture itself, shown the small one alone; another network takes the step to the clean one.
+
+    last: that network. Source: Lee et al. 2022, https://github.com/kakaobrain/karlo, its 7-step super-resolution.
+    """
+
+    needs = frozenset({"image"})
+    gives = frozenset({"image"})
+    takes = PLAIN_SUPER_RES_TAKES
+
+    def __init__(
+        self,
+        network: Any,
+        last: Any,
+        defaults: StageSettings,
+        *,
+        schedule: DiscreteSchedule,
+        kind: PredictionKind,
+    ) -> None:
+        super().__init__(network, defaults, schedule=schedule, kind=kind)
+        self.last = last
+        self.networks = (network, last)
+        self.size: int | None = network.config.sample_size
+        self.name = super_res_name(network.config.sample_size)
+
+    def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
+        image = given(draft.image, "image")
+        if draft.known is not None:
+            raise UsageError(
+                f"stage {self.name!r} of this model cannot begin with a picture: choose another --model"
+            )
+        side = self.network.config.sample_size
+        # as in the training, where antialias chooses another cubic
+        shown = Conditioning(
+            low_res=F.interpolate(
+                image.float(), (side, side), mode="bicubic", align_corners=False, antialias=True
+            )
+        )
+        x, schedule, by = self._begun(noise.draw((image.shape[1], side, side)).to(image.device), settings)
+        first, last = (
+            make_denoiser(
+                PictureUNet(network),
+                shown,
+                None,
+                settings,
+                stage=self.name,
+                schedule=schedule,
+                kind=self.kind,
+            )
+            for network in self.networks
+        )
+
+        def denoise(x_t: Tensor, t: Tensor, s: Tensor) -> Prediction:
+            return (last if schedule.sigma(s) == 0 else first)(x_t, t, s)
+
+        for step in diffuse(denoise, x, settings, noise, stage=self.name, by=by, schedule=schedule):
+            yield step
+        return replace(draft, image=step.x.clamp(-1, 1))

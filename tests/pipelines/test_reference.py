@@ -1,0 +1,168 @@
+"""A model joined from several, named in one text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mmgen
+from mmgen.cli.main import main
+from mmgen.errors import ModelError, UsageError
+from mmgen.images import read_metadata
+from mmgen.pipelines.catalogue import describe, facts
+from mmgen.pipelines.loading import open_model
+from mmgen.pipelines.reference import Lora, Reference
+from mmgen.types import StageSettings
+from tests.checkpoints import write_stable_diffusion, write_tiny
+
+FAST = {"decoder": StageSettings(steps=2)}
+PROMPT = "a red cat on the beach"
+names = st.text("abcXYZ09 ?&=%+#/.-_é:", min_size=1, max_size=12).filter(str.strip)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """To be read, never to be changed: a Stable Diffusion, one with another VAE, and a storybook."""
+    base = tmp_path_factory.mktemp("models")
+    found = {
+        "sd": write_stable_diffusion(base / "sd"),
+        "storybook": write_tiny(base / "storybook & more"),
+        "other": Path(shutil.copytree(base / "sd", base / "other")),
+    }
+    shutil.rmtree(found["other"] / "vae")
+    torch.manual_seed(9)
+    vae = mmgen.load(found["sd"], device="cpu").cascade.stages[2].networks[0]
+    for parameter in vae.parameters():
+        parameter.data = parameter.data + 0.05 * torch.randn(parameter.shape)
+    vae.save_pretrained(found["other"] / "vae")
+    return found
+
+
+@given(st.builds(
+    Reference, names.filter(lambda text: "?" not in text), prior=st.none() | names, vae=st.none() | names,
+    loras=st.lists(st.builds(Lora, names, st.floats(-10, 10).map(lambda x: float(f"{x:g}"))), max_size=3).map(tuple),
+    upscalers=st.lists(names, max_size=3).map(tuple),
+))  # fmt: skip
+def test_a_text_says_all_of_a_reference(reference: Reference) -> None:
+    assert Reference.parse(str(reference)) == reference
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sd?", "write PART=MODEL"),
+        ("sd?vae", "write PART=MODEL"),
+        ("sd?colour=red", "no part 'colour' to be given: there are prior, vae, lora, upscaler"),
+        ("sd?vae=a&vae=b", "vae is given twice"),
+        ("sd?upscaler=", "the upscaler of a model is empty"),
+        ("sd?lora=a.safetensors:much", "'much' is no weight"),
+        ("sd?lora=a.safetensors:nan", "weights from -10 to 10"),
+        ("sd?lora=a.safetensors:11", "weights from -10 to 10"),
+        ("storybook?prior=storybook", "leave --prior out"),
+        ("storybook?vae=storybook", "have no VAE"),
+        ("sd?upscaler=sd", "sd is no upscaler"),
+    ],
+)
+def test_what_cannot_be_meant(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, text: str, says: str
+) -> None:
+    monkeypatch.chdir(folders["sd"].parent)
+    with pytest.raises(UsageError, match=says):
+        facts(text)
+
+
+def test_a_folder_of_that_very_name_is_itself(tmp_path: Path) -> None:
+    (tmp_path / "a?b").mkdir()
+    assert Reference.parse(str(tmp_path / "a?b")) == Reference(str(tmp_path / "a?b"))
+    assert Reference.parse("no such folder") == Reference("no such folder")
+
+
+def test_another_vae_makes_the_picture_of_the_same_latents(folders: dict[str, Path]) -> None:
+    text = f"{folders['sd']}?vae={folders['other']}"
+    joined = mmgen.load(text, device="cpu", dtype="float32")
+    plain = mmgen.load(folders["sd"], device="cpu", dtype="float32")
+    other = mmgen.load(folders["other"], device="cpu", dtype="float32")
+    drawn = [pipe(PROMPT, seeds=[3], stages=FAST)[0].tobytes() for pipe in (joined, plain, other)]
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert len({joined.digest, plain.digest, other.digest}) == 3
+    assert joined.name == "sd?vae=other"
+    assert joined.digest == facts(text).digest == open_model(text).digest
+    assert describe(text)["components"].keys() == describe(folders["sd"])["components"].keys()
+
+
+def test_a_vae_of_another_width_does_not_fit(folders: dict[str, Path], tmp_path: Path) -> None:
+    wide = write_stable_diffusion(tmp_path / "wide", latent_channels=8)
+    with pytest.raises(ModelError, match="in_channels 4, but the VAE has 8"):
+        mmgen.load(f"{folders['sd']}?vae={wide}", device="cpu")
+
+
+def test_an_upscaler_stands_above_another_model(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders["sd"].parent)
+    command = [
+        "generate",
+        PROMPT,
+        "--seed",
+        "3",
+        "--device",
+        "cpu",
+        "--set",
+        "decoder.steps=2",
+        "--no-show",
+        "--model",
+        "sd",
+    ]
+    above = ["--upscaler", "storybook & more"]
+    assert main([*command, *above, "--size", "64", "-o", str(tmp_path / "large.png")]) == 0
+    assert main([*command, *above, "--size", "16", "-o", str(tmp_path / "small.png")]) == 0
+    assert main([*command, "-o", str(tmp_path / "plain.png")]) == 0
+    large, small, plain = (
+        mmgen.images.Image.open(tmp_path / f"{name}.png") for name in ("large", "small", "plain")
+    )
+    assert (large.size, small.size) == ((64, 64), (16, 16))
+    assert small.tobytes() == plain.tobytes()
+    assert large.resize((16, 16), mmgen.images.Image.Resampling.BOX).tobytes() != bytes(3 * 256)
+    request = read_metadata(tmp_path / "large.png")["request"]
+    assert request is not None
+    assert request.model == "sd?upscaler=tiny"
+    assert request.model_digest == facts("sd?upscaler=storybook %26 more").digest
+
+
+def test_an_upscaler_twice_enlarges_twice(folders: dict[str, Path]) -> None:
+    text = str(Reference(str(folders["sd"]), upscalers=(str(folders["storybook"]),) * 2))
+    assert facts(text).sides == (
+        16,
+        64,
+        256,
+        1024,
+    )  # twice for each: it was trained for pictures of this side
+    shown = describe(text)["components"]
+    assert list(shown)[-2:] == ["upscaler-1.super_res", "upscaler-2.super_res"]
+    pipe = open_model(text, device="cpu")
+    assert pipe(PROMPT, seeds=[3], size=256, stages=FAST)[0].size == (256, 256)
+    with pytest.raises(UsageError, match="joined from several"):
+        pipe.save_pretrained(folders["sd"].parent / "saved")
+
+
+def test_rerun_of_a_joined_model_wants_it_again(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(Reference(str(folders["sd"]), upscalers=(str(folders["storybook"]),)))
+    picture = tmp_path / "one.png"
+    fast = ["--device", "cpu", "--no-show", "--size", "64", "--set", "decoder.steps=2", "--model", model]
+    assert main(["generate", PROMPT, "--seed", "3", *fast, "-o", str(picture)]) == 0
+    assert main(["rerun", str(picture), "-o", str(tmp_path / "again.png")]) == 2
+    assert "drawn by sd?upscaler=tiny" in capsys.readouterr().err
+    assert (
+        main(["rerun", str(picture), "--model", model, "--device", "cpu", "-o", str(tmp_path / "again.png")])
+        == 0
+    )
+    assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
+    assert json.loads(json.dumps(describe(model)))["sides"] == [16, 64, 256]

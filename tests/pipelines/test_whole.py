@@ -1,0 +1,592 @@
+"""Pipelines of diffusers that run as they are, beside those that diffusers loads from the same folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+import mmgen
+from mmgen import inputs
+from mmgen.cli.main import main
+from mmgen.errors import ModelError, NonFiniteError, UsageError
+from mmgen.images import read_metadata
+from mmgen.noise import Noise
+from mmgen.pipelines.catalogue import describe, facts, verify
+from mmgen.pipelines.clock import Clock
+from mmgen.pipelines.loading import open_model
+from mmgen.pipelines.stage import Draft, finish
+from mmgen.pipelines.text_to_image import TextToImage
+from mmgen.pipelines.whole_stage import handed, packed, unpacked
+from mmgen.render.estimate import picture_bytes
+from mmgen.render.jobs import Job
+from mmgen.render.windows import Budget
+from mmgen.types import StageSettings
+from tests.checkpoints import LETTERS, WORDS
+from tests.render.whole import render
+
+# diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+PROMPT, STEPS = "a red cat on the beach", 2
+FAST = {"decoder": StageSettings(steps=STEPS)}
+CPU = torch.device("cpu")
+TOLERANCE = 1e-5  # of pictures in [-1, 1]
+WIDTH, POOLED = 16, 24  # of CLIP's states and of its pooled vector
+PIECES = [*LETTERS, *(f"{c}</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+
+
+# ---- tiny folders --------------------------------------------------------------------------------
+
+
+def clip(kind: Any) -> Any:
+    config = CLIPTextConfig(
+        vocab_size=len(PIECES), hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=40, projection_dim=POOLED, bos_token_id=len(PIECES) - 2, eos_token_id=len(PIECES) - 1,
+        pad_token_id=len(PIECES) - 1,
+    )  # fmt: skip
+    return kind(config)
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(PIECES)}, merges=[], model_max_length=40)
+
+
+def t5() -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=80, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0
+    )
+    return T5EncoderModel(config)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *LETTERS, *(f"▁{word}" for word in WORDS)]
+    return T5Tokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)
+
+
+def vae(levels: int = 2, **changes: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        **{
+            "block_out_channels": (8, 16)[:levels],
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "latent_channels": 4,
+            "down_block_types": ("DownEncoderBlock2D",) * levels,
+            "up_block_types": ("UpDecoderBlock2D",) * levels,
+            "scaling_factor": 1.5,
+            "shift_factor": 0.06,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+            **changes,
+        }
+    )
+
+
+def sd3() -> StableDiffusion3Pipeline:
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=8, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=2 * POOLED, pos_embed_max_size=8,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(),
+        text_encoder=clip(CLIPTextModelWithProjection), tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(CLIPTextModelWithProjection), tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5(), tokenizer_3=t5_tokenizer(),
+    )  # fmt: skip
+
+
+def pixart() -> PixArtSigmaPipeline:
+    return PixArtSigmaPipeline(
+        transformer=PixArtTransformer2DModel(
+            sample_size=8, in_channels=4, out_channels=8, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+            cross_attention_dim=16, caption_channels=32, use_additional_conditions=False,
+        ),
+        scheduler=DPMSolverMultistepScheduler(
+            beta_schedule="linear", beta_start=0.0001, beta_end=0.02, solver_order=2
+        ),
+        vae=vae(shift_factor=None, use_quant_conv=True, use_post_quant_conv=True),
+        text_encoder=t5(), tokenizer=t5_tokenizer(),
+    )  # fmt: skip
+
+
+def sana() -> SanaPipeline:
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
+    encoder = Gemma2Config(
+        vocab_size=len(pieces), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    decoder = AutoencoderDC(
+        latent_channels=4, attention_head_dim=4, scaling_factor=0.41,
+        encoder_block_out_channels=(8, 16), decoder_block_out_channels=(8, 16),
+        encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()),
+    )  # fmt: skip
+    return SanaPipeline(
+        transformer=SanaTransformer2DModel(
+            sample_size=16, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+            num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
+        ),
+        scheduler=DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
+        ),
+        vae=decoder,
+        text_encoder=Gemma2Model(encoder),
+        tokenizer=GemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]),
+    )  # fmt: skip
+
+
+def flux(**changes: Any) -> FluxPipeline:
+    return FluxPipeline(
+        transformer=FluxTransformer2DModel(**{
+            "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8,
+            "num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": WIDTH,
+            "guidance_embeds": True, "axes_dims_rope": (2, 2, 4), **changes,
+        }),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae(1),  # of one level, because a latent has 128 px always
+        text_encoder=clip(CLIPTextModel), tokenizer=clip_tokenizer(),
+        text_encoder_2=t5(), tokenizer_2=t5_tokenizer(),
+    )  # fmt: skip
+
+
+BUILDERS: dict[str, Callable[[], Any]] = {"sd3": sd3, "pixart-sigma": pixart, "sana": sana, "flux": flux}
+SIDES = {"sd3": 16, "pixart-sigma": 16, "sana": 32, "flux": 128}
+QUICK = ["sd3", "pixart-sigma", "sana"]
+# What diffusers does otherwise by default: sizes that the networks were trained on, and cleaning where it can.
+CALLS: dict[str, dict[str, Any]] = {
+    "sd3": {},
+    "pixart-sigma": {"use_resolution_binning": False, "clean_caption": False},
+    "sana": {"use_resolution_binning": False, "height": 32, "width": 32},
+    "flux": {"height": 128, "width": 128},
+}
+
+
+def write(folder: Path, build: Callable[[], Any]) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        build().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """To be read, never to be changed."""
+    root = tmp_path_factory.mktemp("models")
+    return {name: write(root / name, build) for name, build in BUILDERS.items()}
+
+
+@pytest.fixture(scope="module")
+def pipes(folders: dict[str, Path]) -> dict[str, TextToImage]:
+    return {name: load(folder) for name, folder in folders.items()}
+
+
+@pytest.fixture
+def copy(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """Of SD3, to be changed at will."""
+    return Path(shutil.copytree(folders["sd3"], tmp_path / "copy"))
+
+
+def load(folder: Path, dtype: str = "float32") -> TextToImage:
+    return mmgen.load(folder, device="cpu", dtype=dtype)
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    values = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**values, **changes}), "utf-8")
+
+
+# ---- the same pictures ---------------------------------------------------------------------------
+
+
+def ours(
+    pipe: TextToImage, prompts: Sequence[str], seeds: Sequence[int], negative: str = "", **settings: Any
+) -> Tensor:
+    """In [-1, 1], all in one batch."""
+    stages = pipe.cascade.resolve({"decoder": StageSettings(steps=STEPS, **settings)})
+    image = finish(pipe.cascade.run(Draft(tuple(prompts), negative), stages, seeds, Clock(CPU))).image
+    assert image is not None
+    return image
+
+
+def theirs(
+    folder: Path, prompts: Sequence[str], seeds: Sequence[int], negative: str, **settings: Any
+) -> Tensor:
+    """The same by diffusers, which draws the noise itself from generators as ours."""
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    told = {} if folder.name == "flux" else {"negative_prompt": [negative] * len(prompts)}
+    images = pipeline(
+        prompt=list(prompts),
+        num_inference_steps=STEPS,
+        generator=Noise(seeds, "decoder").generators,
+        output_type="pt",
+        **told,
+        **CALLS[folder.name],
+        **settings,
+    ).images
+    return 2 * images - 1
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_pictures_are_those_of_diffusers(
+    folders: dict[str, Path], pipes: dict[str, TextToImage], name: str, guidance_scale: float
+) -> None:
+    asked = ([PROMPT, "Two dogs"], [3, 5], "" if name == "flux" else "snow")
+    mine = ours(pipes[name], *asked, guidance_scale=guidance_scale)
+    other = theirs(folders[name], *asked, guidance_scale=guidance_scale)
+    assert mine.shape == other.shape == (2, 3, SIDES[name], SIDES[name])
+    assert mine.std() > 0.05, "a grey picture says nothing"
+    difference = float((mine - other).abs().max())
+    print(f"{name} at guidance {guidance_scale}: pictures differ by {difference:.1e}")  # noqa: T201
+    assert difference < TOLERANCE
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_all_that_is_told_counts(pipes: dict[str, TextToImage], name: str) -> None:
+    pipe = pipes[name]
+    plain = ours(pipe, [PROMPT], [3])
+    for other in (
+        ours(pipe, ["two dogs"], [3]),
+        ours(pipe, [PROMPT], [5]),
+        ours(pipe, [PROMPT], [3], "snow"),
+        ours(pipe, [PROMPT], [3], guidance_scale=1.0),
+    ):
+        assert (plain - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_batch_gives_the_pictures_of_single_runs(pipes: dict[str, TextToImage], name: str) -> None:
+    prompts, seeds = [PROMPT, "two dogs", ""], [3, 5, 7]
+    together = ours(pipes[name], prompts, seeds, "snow")
+    for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        alone = ours(pipes[name], [prompt], [seed], "snow")
+        torch.testing.assert_close(together[i : i + 1], alone, atol=TOLERANCE, rtol=0)
+
+
+def test_noise_of_a_solver_is_of_each_picture(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["pixart-sigma"], tmp_path / "pixart-sigma"))
+    rewrite(folder / "scheduler" / "scheduler_config.json", algorithm_type="sde-dpmsolver++")
+    pipe, asked = load(folder), ([PROMPT, "two dogs"], [3, 5])
+    together = ours(pipe, *asked)
+    assert (together - theirs(folder, *asked, "")).abs().max() < TOLERANCE
+    assert (together[1:] - ours(pipe, ["two dogs"], [5])).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_half_precision(folders: dict[str, Path], pipes: dict[str, TextToImage], name: str) -> None:
+    half = load(folders[name], "bfloat16")
+    vae_in = torch.bfloat16 if name == "sana" else torch.float32  # as its configuration asks for
+    dtypes = [next(stage.networks[0].parameters()).dtype for stage in half.cascade.stages]
+    assert dtypes == [torch.bfloat16, torch.bfloat16, vae_in]
+    assert (ours(half, [PROMPT], [3]) - ours(pipes[name], [PROMPT], [3])).abs().mean() < 0.1
+
+
+# ---- steps, stage by stage -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sd3", "pixart-sigma"])
+def test_every_step_is_handed_out(pipes: dict[str, TextToImage], name: str) -> None:
+    steps = list(pipes[name].stream(PROMPT, seeds=[3], stages={"decoder": StageSettings(steps=4)}))
+    assert [(step.stage, step.index, step.total, step.t) for step in steps] == [
+        *(("decoder", i, 4, 1 - i / 4) for i in range(1, 5)), ("vae", 1, 1, 0.0)
+    ]  # fmt: skip
+    assert all(step.x.shape == (1, 4, 8, 8) for step in steps[:-1])
+    assert not torch.equal(steps[0].x, steps[1].x)
+
+
+def jobs_of(pipe: TextToImage) -> list[Job]:
+    asked = [
+        (PROMPT, "", FAST),
+        ("two dogs", "snow", FAST),
+        ("a boat", "", {"decoder": StageSettings(steps=3)}),
+    ]
+    return [
+        Job(i, i, pipe.request(prompt, seeds=[i], negative_prompt=negative, stages=stages), f"{i}.png")
+        for i, (prompt, negative, stages) in enumerate(asked, 1)
+    ]
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(memory=0)])
+@pytest.mark.parametrize("name", QUICK)
+def test_stage_by_stage_gives_the_same_bytes(
+    folders: dict[str, Path], pipes: dict[str, TextToImage], tmp_path: Path, name: str, budget: Budget
+) -> None:
+    model, jobs = open_model(folders[name], "cpu", "float32"), jobs_of(pipes[name])
+    done: dict[int, bytes] = {}
+    render(
+        jobs,
+        model,
+        lambda one: done.update({one.job.index: one.image.tobytes()}),
+        folder=tmp_path,
+        budget=budget,
+    )  # type: ignore[union-attr]
+    assert done == {job.index: pipes[name].run(job.request).images[0].tobytes() for job in jobs}
+    assert all(
+        p.is_meta for stage in model.cascade.stages for one in stage.networks for p in one.parameters()
+    )
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_pictures(
+    folders: dict[str, Path], pipes: dict[str, TextToImage], tmp_path: Path
+) -> None:
+    model, jobs = open_model(folders["sd3"], "cpu", "float32"), jobs_of(pipes["sd3"])
+    done: dict[int, bytes] = {}
+    rounds = 0
+    while len(done) < len(jobs):
+        left, part, rounds = iter([False] * (rounds + 1)), dict(done), rounds + 1
+        render(
+            jobs,
+            model,
+            lambda one, part=part: part.update({one.job.index: one.image.tobytes()}),
+            folder=tmp_path,
+            done=lambda job, part=part: job.index in part,
+            stop=lambda left=left: next(left, True),
+            budget=Budget(batches=1),
+        )
+        done = part
+    assert rounds > 1
+    assert done == {job.index: pipes["sd3"].run(job.request).images[0].tobytes() for job in jobs}
+
+
+def test_two_runs_of_one_model_do_not_disturb_each_other(pipes: dict[str, TextToImage]) -> None:
+    pipe = pipes["pixart-sigma"]
+    whole = pipe(PROMPT, seeds=[3], stages={"decoder": StageSettings(steps=3)}).images[0].tobytes()
+    one = pipe.stream(PROMPT, seeds=[3], stages={"decoder": StageSettings(steps=3)})
+    next(one)
+    pipe("two dogs", seeds=[5], stages=FAST)
+    assert finish(one).images[0].tobytes() == whole
+
+
+def test_what_a_picture_takes_is_estimated(pipes: dict[str, TextToImage]) -> None:
+    text, decoder, _ = pipes["flux"].cascade.stages
+    draft = finish(text.run(Draft((PROMPT,)), StageSettings(), Noise([3])))
+    estimate = picture_bytes(decoder, draft, decoder.defaults)
+    assert estimate is not None
+    assert estimate > 4 * 64 * (
+        64 * 64 + 512
+    )  # what is inside a layer, of 64x64 tokens and those of the text
+
+
+# ---- a function whose values are asked for -------------------------------------------------------
+
+
+def test_values_are_handed_over_as_they_are_asked_for() -> None:
+    done: list[int] = []
+
+    def call(hand: Callable[[int], None]) -> str:
+        for i in range(3):
+            done.append(i)
+            hand(i)
+        return "end"
+
+    run = handed(call)
+    assert next(run) == 0
+    assert done == [0]
+    assert next(run) == 1
+    assert done == [0, 1]
+    assert finish(run) == "end"  # type: ignore[arg-type]
+    left = handed(call)
+    next(left)
+    left.close()
+    assert done == [0, 1, 2, 0]
+
+
+def test_what_a_function_raises_is_raised_where_it_is_asked() -> None:
+    def call(hand: Callable[[int], None]) -> None:
+        hand(1)
+        raise torch.OutOfMemoryError("no room")
+
+    run = handed(call)
+    assert next(run) == 1
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        next(run)
+
+
+def test_its_thread_computes_as_the_one_that_asks() -> None:
+    def call(_hand: Callable[[int], None]) -> tuple[bool, int]:
+        return torch.is_inference_mode_enabled(), torch.get_num_threads()
+
+    with torch.inference_mode():
+        assert finish(handed(call)) == (True, torch.get_num_threads())  # type: ignore[arg-type]
+    assert finish(handed(call)) == (False, torch.get_num_threads())  # type: ignore[arg-type]
+
+
+def test_packing_is_that_of_diffusers() -> None:
+    x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(packed(x), FluxPipeline._pack_latents(x, 2, 4, 6, 6))
+    assert torch.equal(unpacked(packed(x), 6), x)
+
+
+# ---- what is known, said and refused -------------------------------------------------------------
+
+
+def test_the_commands_take_such_a_folder(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*args: str) -> str:
+        assert main(list(args)) == 0
+        return capsys.readouterr().out
+
+    folder, out = folders["sana"], tmp_path / "cat.png"
+    given = ["--model", str(folder), "--dtype", "float32", "--device", "cpu", "--steps", "2", "--seed", "3"]
+    run("generate", PROMPT, "--out", str(out), "--negative", "snow", *given)
+    request = read_metadata(out)["request"]
+    assert request is not None
+    again = load(folder).run(request).images[0]
+    assert again.tobytes() == inputs.open_picture(out).tobytes()
+    assert "sana" in run("models", "info", str(folder))
+    assert "every file is as it should be" in run("models", "verify", str(folder))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_what_is_known_without_weights(
+    folders: dict[str, Path], pipes: dict[str, TextToImage], name: str
+) -> None:
+    folder, pipe = folders[name], pipes[name]
+    assert verify(folder) == []
+    told = describe(folder)
+    assert (told["name"], told["family"], told["digest"]) == (name, name, pipe.digest)
+    assert (told["stages"], told["sides"]) == (["text", "decoder", "vae"], [SIDES[name]])
+    assert facts(folder).request(PROMPT, 3) == pipe.request(PROMPT, seeds=[3])
+
+
+def test_defaults_are_the_published_ones(pipes: dict[str, TextToImage]) -> None:
+    found = {name: pipe.request(PROMPT, seeds=[3]).stages for name, pipe in pipes.items()}
+    assert found == {
+        name: {"decoder": StageSettings(steps=steps, guidance_scale=scale)}
+        for name, steps, scale in (
+            ("sd3", 28, 7.0), ("pixart-sigma", 20, 4.5), ("sana", 20, 4.5), ("flux", 28, 3.5)
+        )
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="'decoder' does not take sampler: it takes steps, guidance_scale"):
+        pipes["sd3"].request(PROMPT, stages={"decoder": StageSettings(sampler="euler")})
+
+
+def test_a_flux_that_is_told_no_guidance_takes_none(tmp_path: Path) -> None:
+    folder = write(tmp_path / "flux", lambda: flux(guidance_embeds=False))
+    pipe = load(folder)
+    assert pipe.request(PROMPT, seeds=[3]).stages == {"decoder": StageSettings(steps=4)}
+    assert facts(folder).request(PROMPT, 3) == pipe.request(PROMPT, seeds=[3])
+    with pytest.raises(UsageError, match="does not take guidance_scale: it takes steps"):
+        pipe.request(PROMPT, stages={"decoder": StageSettings(guidance_scale=3.5)})
+    assert (ours(pipe, [PROMPT], [3]) - theirs(folder, [PROMPT], [3], "")).abs().max() < TOLERANCE
+
+
+def test_words_that_no_encoder_reads_are_named(
+    pipes: dict[str, TextToImage], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def cut(name: str, text: str) -> dict[str, tuple[str, ...]]:
+        return dict(pipes[name](text, seeds=[3], stages=FAST).cut_words)  # type: ignore[arg-type]
+
+    # CLIP reads 38 letters of it, T5 all
+    assert cut("sd3", "a " * 100 + "cat") == {}
+    long = "a " * 255 + "cat"
+    assert cut("sd3", long) == {long: ("cat",)}
+    assert cut("pixart-sigma", long) == {}
+    assert cut("pixart-sigma", "A " * 299 + "CAT") == {"A " * 299 + "CAT": ("cat",)}
+    assert cut("sana", "a" * 290 + " cat" + " snow" * 3) == {"a" * 290 + " cat" + " snow" * 3: ("snow",) * 3}
+    assert capfd.readouterr().err == ""
+
+
+def test_what_it_cannot_do_is_said(pipes: dict[str, TextToImage]) -> None:
+    with pytest.raises(UsageError, match="models of family flux are told no negative prompt: leave it out"):
+        pipes["flux"](PROMPT, seeds=[3], negative_prompt="snow", stages=FAST)
+    with pytest.raises(UsageError, match="stage 'decoder' of this model cannot begin with a picture"):
+        pipes["sd3"].edit(Image.new("RGB", (32, 32)), PROMPT, seeds=[3])
+
+
+def test_a_transformer_that_fails_says_so(copy: Path) -> None:
+    pipe = load(copy)
+    transformer = pipe.cascade.stages[1].networks[0]
+    with torch.no_grad():
+        next(transformer.parameters()).fill_(torch.nan)
+    with pytest.raises(NonFiniteError):
+        pipe(PROMPT, seeds=[3], stages=FAST)
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "says"),
+    [
+        ("model_index.json", {"_class_name": "LattePipeline"}, "is of class 'LattePipeline': mmgen knows"),
+        ("model_index.json", {"transformer": ["os", "system"]}, "component 'transformer' is"),
+        ("model_index.json", {"text_encoder_3": [None, None]}, "component 'text_encoder_3' is"),
+        ("transformer/config.json", {"sample_size": None}, r"transformer/config\.json: sample_size is None"),
+        ("scheduler/scheduler_config.json", {"_class_name": ["os", "system"]}, "is of class .*: mmgen runs FlowMatch"),
+        ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "is of class 'DDIMScheduler'"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": True}, "num_train_timesteps is True"),
+        ("scheduler/scheduler_config.json", {"stochastic_sampling": True}, "noise that no seed decides"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_before_weights_are_read(
+    copy: Path, path: str, changes: dict[str, Any], says: str
+) -> None:
+    rewrite(copy / path, **changes)
+    for read in (load, facts):
+        with pytest.raises(ModelError, match=says):
+            read(copy)
+
+
+def test_parts_that_do_not_fit_each_other(copy: Path, folders: dict[str, Path]) -> None:
+    rewrite(copy / "scheduler" / "scheduler_config.json", time_shift_type="none")
+    with pytest.raises(ModelError, match="does not describe a FlowMatchEulerDiscreteScheduler"):
+        load(copy)
+    vae(latent_channels=8).save_pretrained(copy / "vae")
+    with pytest.raises(ModelError, match="transformer has in_channels 4, but latents of this VAE need 8"):
+        load(copy)
+    shutil.copytree(folders["sd3"] / "vae", copy / "vae", dirs_exist_ok=True)
+    CLIPTextModelWithProjection(
+        CLIPTextConfig(**{**clip(CLIPTextModel).config.to_dict(), "projection_dim": 8})
+    ).save_pretrained(copy / "text_encoder")
+    with pytest.raises(ModelError, match="pooled_projection_dim 48, but the text encoders give 32"):
+        load(copy)
+
+
+def test_an_encoder_of_another_kind_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["sana"], tmp_path / "sana"))
+    shutil.copytree(folders["flux"] / "text_encoder_2", folder / "text_encoder", dirs_exist_ok=True)
+    with pytest.raises(
+        ModelError, match=r"says that text_encoder is Gemma2Model, but .* describes a T5Encoder"
+    ):
+        load(folder)
+
+
+def test_pictures_differ_from_prompt_to_prompt(pipes: dict[str, TextToImage]) -> None:
+    images = pipes["sana"]([PROMPT, "two dogs"], seeds=[3], stages=FAST).images
+    assert np.abs(np.asarray(images[0], float) - np.asarray(images[1], float)).max() > 1
