@@ -177,7 +177,7 @@ def _table(found: Plan) -> list[str]:
         "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     room = "" if found.room is None else f" of {_megabytes(found.room)}"
-    lines.append(f"at most at once: {_megabytes(found.peak)}{room}, beside the process itself")
+    lines.append(f"at most at once: {_megabytes(found.peak)}{room}, beside the libraries")
     if found.seconds is not None:
         lines.append(f"{found.pictures} to draw: about {found.seconds:,.1f} s, once weights are read")
     return lines

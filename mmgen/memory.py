@@ -24,8 +24,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 WEIGHTS_SHARE = 0.5
 # How the allocators of a CPU and of MPS say that there is no more, in torch 2.7 to 2.13.
 OUT_OF_MEMORY = ("can't allocate memory", "MPS backend out of memory")
-# Tensors of so many bytes get memory of their own, which goes with them. By itself glibc raises this up to 32 MB, and the
-# gaps between smaller ones took two and a half times what a U-Net needs. Source: mallopt(3), M_MMAP_THRESHOLD.
+# Bytes from which a tensor gets memory of its own, which goes with it. By itself glibc raises this up to 32 MB, and the
+# gaps between smaller tensors took two and a half times what a U-Net needs. Source: mallopt(3), M_MMAP_THRESHOLD.
 LARGE = 2**20
 M_MMAP_THRESHOLD = -3
 

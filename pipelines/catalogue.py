@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmgen.component import weight_files
 from mmgen.errors import ModelError, UsageError
 from mmgen.pipelines import hub, sources
 from mmgen.pipelines.checkpoint import entries, problems
@@ -107,10 +105,7 @@ def describe(name_or_folder: str | Path) -> dict[str, Any]:
         "digest": checkpoint.digest(),
         "stages": [form.name for form in forms],
         "sides": list(sides(forms)),
-        "components": {
-            name: _describe_component(source.folder / part, source.index[part][1])
-            for name, source, part in checkpoint.components()
-        },
+        "components": {name: source.describe(part) for name, source, part in checkpoint.components()},
     }
 
 
@@ -130,7 +125,7 @@ def verify(name_or_folder: str | Path) -> list[str]:
     """
     asked = Reference.parse(str(name_or_folder))
     given = [text for text in (asked.model, asked.prior, *asked.upscalers) if text is not None]
-    folders = [find(text, fetch=False, whole=False) for text in given]
+    folders = [find(text, fetch=False, whole=False) for text in given if not Path(text).is_file()]
     found = [one for folder in folders for one in (*hub.damaged(folder), *problems(folder))]
     return found or _incomplete(name_or_folder)
 
@@ -141,18 +136,7 @@ def _incomplete(name_or_folder: str | Path) -> list[str]:
         checkpoint = locate(name_or_folder, fetch=False)
         checkpoint.forms()
         for _, source, part in checkpoint.components():
-            _describe_component(source.folder / part, source.index[part][1])
+            source.describe(part)
     except ModelError as error:
         return [str(error)]
     return []
-
-
-def _describe_component(component: Path, kind: str) -> dict[str, Any]:
-    files = weight_files(component)
-    tensors = [entry for header in files.values() for entry in header.values()]
-    return {
-        "class": kind,
-        "parameters": sum(math.prod(entry["shape"]) for entry in tensors),
-        "bytes": sum(file.stat().st_size for file in files),
-        "dtypes": sorted({entry["dtype"] for entry in tensors}),
-    }

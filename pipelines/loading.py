@@ -42,7 +42,8 @@ from mmgen.pipelines.checkpoint import (
 )
 from mmgen.pipelines.families import FAMILIES
 from mmgen.pipelines.families.family import draws_nothing
-from mmgen.pipelines.sources import Checkpoint, kind_of, locate
+from mmgen.pipelines.single_file import outline, read_part
+from mmgen.pipelines.sources import Checkpoint, Source, kind_of, locate
 from mmgen.pipelines.text_to_image import TextToImage
 
 GPU_BATCH = 16
@@ -94,12 +95,12 @@ def _model(
     if checkpoint.family.join is draws_nothing:
         checkpoint.stages({})  # which says so, before weights are read
     changes = [(lora.read(Path(one.file)), one.weight) for one in checkpoint.loras]
-    build = read_component if resident else _outline
+    build = _read if resident else _outline
     parts: dict[str, Any] = {}
     read = {}
     for name, source, part in checkpoint.components():
-        parts[name] = build(source.folder, part, source.index, number)
-        read[name] = _reader(source.folder, part, source.index, number, _of(name, changes))
+        parts[name] = build(source, part, number)
+        read[name] = _reader(source, part, number, _of(name, changes))
     networks = {name: _network(part) for name, part in parts.items()}
     for file, _ in changes:
         lora.check(file, networks)
@@ -138,43 +139,51 @@ def _network(part: Any) -> Any:
     return part.model if isinstance(part, TextEncoder) else part
 
 
-def _outline(folder: Path, name: str, index: Mapping[str, Any], dtype: torch.dtype) -> Any:
+def _read(source: Source, name: str, dtype: torch.dtype) -> Any:
+    """A component of a folder or of a file."""
+    if source.file is not None:
+        return read_part(source.file, name, dtype)
+    return read_component(source.folder, name, source.index, dtype)
+
+
+def _outline(source: Source, name: str, dtype: torch.dtype) -> Any:
     """A component as `read_component` gives it, its networks on the meta device.
 
     A text encoder is read for it, because transformers checks it no other way; it is the first that draws, and small.
     """
-    module, kind = index[name]
-    if kind == IMAGE_ENCODER:
-        return place(outline_vision(folder / name), torch.device("meta"), dtype)
-    if module == "transformers":
-        return read_component(folder, name, index, dtype)
-    network = build_network(folder / name, getattr(importlib.import_module(module), kind))
-    return place(network, torch.device("meta"), _fitting(network, dtype))
+    module, kind = source.index[name]
+    meta = torch.device("meta")
+    if module == "transformers" and kind != IMAGE_ENCODER:
+        return _read(source, name, dtype)
+    if source.file is not None:
+        network = outline(source.file, name)
+    elif kind == IMAGE_ENCODER:
+        return place(outline_vision(source.folder / name), meta, dtype)
+    else:
+        network = build_network(source.folder / name, getattr(importlib.import_module(module), kind))
+    return place(network, meta, _fitting(network, dtype))
 
 
 def _reader(
-    folder: Path,
-    name: str,
-    index: Mapping[str, Any],
-    dtype: torch.dtype,
-    changes: Sequence[Change],
+    source: Source, name: str, dtype: torch.dtype, changes: Sequence[Change]
 ) -> Callable[[], torch.nn.Module]:
     """How to read the network of a component whose files have just been checked."""
-    checked = _stamps(folder / name)
+    checked = _stamps(source, name)
 
     def read() -> torch.nn.Module:
-        if _stamps(folder / name) != checked:
+        if _stamps(source, name) != checked:
             raise ModelError(
-                f"{name} of checkpoint {folder.name} has changed since it was checked: start again"
+                f"{name} of checkpoint {source.folder.name} has changed since it was checked: start again"
             )
-        return _changed(_network(read_component(folder, name, index, dtype)), changes, name)
+        return _changed(_network(_read(source, name, dtype)), changes, name)
 
     return read
 
 
-def _stamps(component: Path) -> dict[str, tuple[int, int, int]]:
+def _stamps(source: Source, name: str) -> dict[str, tuple[int, int, int]]:
     """What tells that a file is another one, without reading it."""
-    found = {path.name: path.stat() for path in component.glob("[!.]*") if path.is_file()}
+    paths = [source.file.path] if source.file else list((source.folder / name).glob("[!.]*"))
+    found = {path.name: path.stat() for path in paths if path.is_file()}
     return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
@@ -377,8 +386,8 @@ def read_words(folder: Path) -> frozenset[str] | None:
 
 def _copy(checkpoint: Checkpoint, out: Path) -> None:
     """The same checkpoint elsewhere; what is loaded is never changed, so its files are the model."""
-    if checkpoint.is_joined:
-        raise UsageError(f"{checkpoint.name} is joined from several: save each by itself")
+    if checkpoint.is_joined or checkpoint.base.file:
+        raise UsageError(f"{checkpoint.name} is no single folder: copy what it was loaded from")
     folder = checkpoint.base.folder
     files = checkpoint.checked[folder]
     if out.exists() and any(out.iterdir()):

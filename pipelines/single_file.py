@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmgen.component import Header, shown, shown_names, weight_header
 from mmgen.errors import ModelError, told
+from mmgen.pipelines.checkpoint import TEXTS
 from mmgen.pipelines.families import FAMILIES
-from mmgen.pipelines.forms import StageForm, sides
+from mmgen.pipelines.forms import StageForm
 
 if TYPE_CHECKING:
     import torch
@@ -121,6 +122,11 @@ class SingleFile:
         """Its name among `FAMILIES`."""
         return self.kind.family
 
+    def read_files(self) -> dict[str, Path]:
+        """What is read of it: the file, and the tokenizer beside it."""
+        beside = sorted(path for path in (self.path.parent / TOKENIZER).glob("[!.]*") if path.suffix in TEXTS)
+        return {path.relative_to(self.path.parent).as_posix(): path for path in (self.path, *beside)}
+
 
 def look(path: Path) -> SingleFile:
     """What a file is, from its header. 2.x is taken for the models of 768 px, which predict v.
@@ -148,44 +154,28 @@ def look(path: Path) -> SingleFile:
     return SingleFile(path, kind, header, forms, configs, pieces)
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Name, family, stages, sides, and class, parameters, bytes and dtypes of each component, from the header.
-
-    Raises ModelError as `look` does.
-    """
-    file = look(path)
-    components = FAMILIES[file.family].components
+def describe(file: SingleFile, name: str, kind: str) -> dict[str, Any]:
+    """Class, parameters, bytes and dtypes of a component, from the header. kind: its class."""
+    entries = [file.header[source] for source in {piece.source for piece in file.pieces[name].values()}]
     return {
-        "name": path.name,
-        "family": file.family,
-        "stages": [form.name for form in file.forms],
-        "sides": list(sides(file.forms)),
-        "components": {
-            name: _describe_component(file, name, kinds[0][1]) for name, kinds in components.items()
-        },
+        "class": kind,
+        "parameters": sum(math.prod(entry["shape"]) for entry in entries),
+        "bytes": sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in entries),
+        "dtypes": sorted({entry["dtype"] for entry in entries}),
     }
 
 
-def read(
-    path: Path, tokenizer: Path | None, dtype: torch.dtype
-) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The family of a file, its components on the CPU, and its data: what the family's join is given.
+def read_part(file: SingleFile, name: str, dtype: torch.dtype) -> Any:
+    """One component on the CPU: a network, or a TextEncoder. What overflows in less is float32.
 
-    tokenizer: a folder, None: the one beside the file. Raises ModelError for a file or tokenizer that is not sound.
+    Raises ModelError for a file, or a tokenizer beside it, that is not sound.
     """
-    file = look(path)
-    parts = {name: read_part(file, name, tokenizer, dtype) for name in FAMILIES[file.family].components}
-    return file.family, parts, {"scheduler": file.configs["scheduler"]}
-
-
-def read_part(file: SingleFile, name: str, tokenizer: Path | None, dtype: torch.dtype) -> Any:
-    """One component of `read`: a network, or a TextEncoder. What overflows in less is float32."""
     import torch
 
     from mmgen.memory import place
     from mmgen.models.text import TextEncoder
 
-    network = _build(file, name)
+    network = outline(file, name)
     try:
         network.load_state_dict(_tensors(file, name), strict=True, assign=True)
     except RuntimeError as error:
@@ -193,7 +183,7 @@ def read_part(file: SingleFile, name: str, tokenizer: Path | None, dtype: torch.
     number = torch.float32 if file.configs[name].get("force_upcast") else dtype
     network = place(network, torch.device("cpu"), number)
     text = file.kind.texts.get(name)
-    return network if text is None else TextEncoder(network, _tokenizer(file, text, tokenizer, network))
+    return network if text is None else TextEncoder(network, _tokenizer(file, text, network))
 
 
 # ---- what a file is ------------------------------------------------------------------------------
@@ -484,12 +474,12 @@ def _text_config(shapes: Shapes, pieces: Mapping[str, Piece], text: _Text) -> di
     }
 
 
-def _tokenizer(file: SingleFile, text: _Text, folder: Path | None, network: Any) -> Any:
+def _tokenizer(file: SingleFile, text: _Text, network: Any) -> Any:
     """For one of the encoders, whose vocabularies are the same, and which pad otherwise."""
     from mmgen.models.pretrained import quiet
     from mmgen.models.text import read_tokenizer
 
-    folder = folder or file.path.parent / TOKENIZER
+    folder = file.path.parent / TOKENIZER
     if not folder.is_dir():
         raise ModelError(
             f"{file.path.name} holds no tokenizer, and {folder.name}/ is not there: put the folder 'tokenizer' of a "
@@ -529,7 +519,7 @@ def _cut(piece: Piece, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.T.contiguous() if piece.turned else tensor
 
 
-def _build(file: SingleFile, name: str) -> Any:
+def outline(file: SingleFile, name: str) -> Any:
     """A network without its weights. Raises ModelError if the file has others than it needs, before one is read."""
     import importlib
 
@@ -588,13 +578,3 @@ def _tensors(file: SingleFile, name: str) -> dict[str, torch.Tensor]:
     if not any(bool(value.any()) for value in held.values()):
         raise ModelError(f"{file.path.name} is filled with zeros: its download was cut off, get it again")
     return held
-
-
-def _describe_component(file: SingleFile, name: str, kind: str) -> dict[str, Any]:
-    entries = [file.header[source] for source in {piece.source for piece in file.pieces[name].values()}]
-    return {
-        "class": kind,
-        "parameters": sum(math.prod(entry["shape"]) for entry in entries),
-        "bytes": sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in entries),
-        "dtypes": sorted({entry["dtype"] for entry in entries}),
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmgen.component import read_json, shown
+from mmgen.component import read_json, shown, weight_files
 from mmgen.errors import ModelError, UsageError
-from mmgen.pipelines import hub
+from mmgen.pipelines import hub, single_file
 from mmgen.pipelines.checkpoint import (
     INDEX,
     check_folder,
@@ -26,6 +27,7 @@ from mmgen.pipelines.families import FAMILIES, PUBLISHED
 from mmgen.pipelines.families.family import Family, Kind, Upscaler
 from mmgen.pipelines.forms import StageForm, sides
 from mmgen.pipelines.reference import Lora, Reference
+from mmgen.pipelines.single_file import SingleFile
 
 # Classes that indices name by the folder of a pipeline, or by diffusers as a whole, and the module they are in now.
 _UNCLIP = "diffusers.pipelines.deprecated.unclip.text_proj"
@@ -41,16 +43,17 @@ MOVED: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A folder that parts of a model are read from.
+    """A folder, or a single file, that parts of a model are read from.
 
     index: what its model_index.json says of them. components: what the model calls each -> what the folder calls it.
-    data: name -> path in the folder.
+    data: name -> path in the folder. file: what its header says, if it is one.
     """
 
     folder: Path
     index: Mapping[str, Any]
     components: Mapping[str, str]
     data: Mapping[str, str]
+    file: SingleFile | None = None
 
     @property
     def name(self) -> str:
@@ -58,9 +61,31 @@ class Source:
         return name_of(self.folder, self.index)
 
     def configs(self) -> dict[str, Any]:
-        """What forms and joins are told: config.json of the components, and the data, by their names in the model."""
-        files = {name: f"{part}/config.json" for name, part in self.components.items()} | dict(self.data)
-        return {name: read_json(self.folder / path) for name, path in files.items()}
+        """What forms are told: config.json of the components, and the data, by their names in the model."""
+        if self.file is not None:
+            return dict(self.file.configs)
+        files = {name: f"{part}/config.json" for name, part in self.components.items()}
+        return {name: read_json(self.folder / path) for name, path in files.items()} | self.told()
+
+    def told(self) -> dict[str, Any]:
+        """What a join is told besides the components: the data."""
+        if self.file is not None:
+            return {name: self.file.configs[name] for name in self.data}
+        return {name: read_json(self.folder / path) for name, path in self.data.items()}
+
+    def describe(self, part: str) -> dict[str, Any]:
+        """Class, parameters, bytes and dtypes of a component, from headers."""
+        kind = str(self.index[part][1])
+        if self.file is not None:
+            return single_file.describe(self.file, part, kind)
+        files = weight_files(self.folder / part)
+        tensors = [entry for header in files.values() for entry in header.values()]
+        return {
+            "class": kind,
+            "parameters": sum(math.prod(entry["shape"]) for entry in tensors),
+            "bytes": sum(file.stat().st_size for file in files),
+            "dtypes": sorted({entry["dtype"] for entry in tensors}),
+        }
 
 
 @dataclass(frozen=True)
@@ -114,6 +139,10 @@ class Checkpoint:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def _digest(self, source: Source) -> str:
+        if source.file is not None:
+            return digest(
+                {path: {"sha256": _sha256(file)} for path, file in source.file.read_files().items()}
+            )
         return digest(self.checked.get(source.folder) or entries(source.folder))
 
     def forms(self) -> tuple[StageForm, ...]:
@@ -132,12 +161,12 @@ class Checkpoint:
         """The stages of all parts, as `components` calls them. Raises ModelError where these do not fit each other."""
         given = dict(parts)
         for source in (self.base, *self.others.values()):
-            given |= {name: read_json(source.folder / path) for name, path in source.data.items()}
+            given |= source.told()
         with _of(self.base.folder):
             stages = self.family.join(given, self.base.index)
         for number, (source, upscaler) in enumerate(self.upscalers, start=1):
             own = {name: parts[f"upscaler-{number}.{name}"] for name in source.components}
-            own |= {name: read_json(source.folder / path) for name, path in source.data.items()}
+            own |= source.told()
             with _of(source.folder):
                 stages += upscaler.join(own, source.index, _side(stages))
         return stages
@@ -220,8 +249,12 @@ def locate(reference: str | Path, *, fetch: bool = True, check: bool = False) ->
             checked[folder] = check_folder(folder)
         return folder
 
-    base = found(asked.model)
-    index = _index(base)
+    if asked.model.endswith(".safetensors") and not Path(asked.model).is_dir():
+        base, file = Path(asked.model).absolute(), single_file.look(Path(asked.model))
+        index = {"family": file.family}
+    else:
+        base, file = found(asked.model), None
+        index = _index(base)
     family = FAMILIES[index["family"]]
     others: dict[str, Source] = {}
     if asked.prior is not None:
@@ -230,12 +263,18 @@ def locate(reference: str | Path, *, fetch: bool = True, check: bool = False) ->
         others["vae"] = _vae(found(asked.vae), index, family)
     upscalers = [_upscaler(found(text)) for text in asked.upscalers]
     return Checkpoint(
-        _rest(base, index, family, others), family, others, tuple(upscalers), asked.loras, checked
+        _rest(base, index, family, others, file), family, others, tuple(upscalers), asked.loras, checked
     )
 
 
-def _rest(base: Path, index: Mapping[str, Any], family: Family, others: Mapping[str, Source]) -> Source:
-    """What a model's own folder is to give: all that no other does."""
+def _rest(
+    base: Path,
+    index: Mapping[str, Any],
+    family: Family,
+    others: Mapping[str, Source],
+    file: SingleFile | None,
+) -> Source:
+    """What a model's own folder or file is to give: all that no other does."""
     elsewhere = {name for source in others.values() for name in (*source.components, *source.data)}
     own = {name: kinds for name, kinds in family.components.items() if name not in elsewhere}
     if lacking := sorted(name for name in family.of_prior & set(own) if name not in index):
@@ -244,6 +283,9 @@ def _rest(base: Path, index: Mapping[str, Any], family: Family, others: Mapping[
             "Give the prior's folder too, with --prior"
         )
     data = {name: path for name, path in family.data.items() if name not in elsewhere}
+    if file is not None:
+        kinds = {name: list(kinds[0]) for name, kinds in own.items()}
+        return Source(base, {**index, **kinds}, {name: name for name in own}, data, file)
     return _source(base, index, own, data)
 
 

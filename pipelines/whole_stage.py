@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
@@ -75,7 +75,9 @@ class WholeTextStage:
         }
         pipe = _built(self._pipeline, {**parts, **tokenizers})
         # other texts for further encoders: none
-        given = {name: None for name in ("prompt_2", "prompt_3") if name in _names(pipe.encode_prompt)}
+        given: dict[str, Any] = {
+            name: None for name in ("prompt_2", "prompt_3") if name in _names(pipe.encode_prompt)
+        }
         if whole.takes_negative:
             given["negative_prompt"] = [draft.negative_prompt] * len(texts)
         if whole.instructed:
@@ -136,9 +138,8 @@ class WholeStage:
             hand(Step(self.name, index, steps, 1 - index / steps, now, now))
 
         # of this run alone: pipeline and scheduler remember where they are
-        pipe = _built(
-            self._pipeline, {"transformer": self._transformer, "scheduler": read_scheduler(self._scheduler)}
-        )
+        scheduler = _begun(read_scheduler(self._scheduler))
+        pipe = _built(self._pipeline, {"transformer": self._transformer, "scheduler": scheduler})
         pipe.set_progress_bar_config(disable=True)
         drawn = pipe(
             # one of them takes latents in the dtype that they have
@@ -157,19 +158,41 @@ class WholeStage:
         return (unpacked(drawn, self._side) if WHOLE[self._pipeline].packed else drawn).float()
 
 
-def read_scheduler(values: Mapping[str, Any]) -> Any:
-    """The scheduler that a file describes, of a class that has been looked at. Raises ValueError if there is none."""
-    import diffusers
-
-    kind = getattr(diffusers, str(values["_class_name"]))
-    known = {name: value for name, value in values.items() if name in _names(kind.__init__)}
+def check_scheduler(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for a file of which its class makes no scheduler that can take a step."""
+    x = torch.zeros(1, 4, 2, 2)
     try:
-        return kind(**known)
+        scheduler = read_scheduler(values)
+        shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+        scheduler.set_timesteps(2, **shift)
+        scheduler.step(x, scheduler.timesteps[0], x, generator=torch.Generator())
     # a wrong value raises whatever the class stumbles over
     except Exception as error:  # noqa: BLE001
         raise ValueError(
-            f"scheduler_config.json does not describe a {kind.__name__}: {told(error)}"
+            f"scheduler/scheduler_config.json does not describe a {values['_class_name']}: {told(error)}"
         ) from None
+
+
+def read_scheduler(values: Mapping[str, Any]) -> Any:
+    """The scheduler that a file describes; its class has been looked at."""
+    import diffusers
+
+    kind = getattr(diffusers, str(values["_class_name"]))
+    known = _names(kind.__init__)
+    return kind(**{name: value for name, value in values.items() if name in known})
+
+
+def _begun(scheduler: Any) -> Any:
+    """The same scheduler, which knows that a run begins with its first step: else it asks numbers of the device."""
+    set_timesteps = scheduler.set_timesteps
+
+    @wraps(set_timesteps)  # its arguments are looked at
+    def begin(*args: Any, **given: Any) -> None:
+        set_timesteps(*args, **given)
+        scheduler.set_begin_index(0)
+
+    scheduler.set_timesteps = begin
+    return scheduler
 
 
 def packed(x: Tensor) -> Tensor:
@@ -215,7 +238,7 @@ def handed(call: Callable[[Callable[[Value], None]], Outcome]) -> Generator[Valu
             if kind == "error":
                 raise value
             if kind == "outcome":
-                return value  # type: ignore[no-any-return]
+                return value
             yield value
             go_on.put(True)
     finally:
@@ -271,7 +294,10 @@ def _told(draft: Draft, names: tuple[str, ...]) -> dict[str, Tensor]:
     """The way back of `_conditioning`: arguments of a call."""
     texts = {"": draft.text, "negative_": draft.negative}
     found = {
-        before + name: getattr(text, ours) for before, text in texts.items() for ours, name in NAMES.items()
+        before + name: getattr(text, ours)
+        for before, text in texts.items()
+        if text is not None
+        for ours, name in NAMES.items()
     }
     return {name: found[name] for name in names}
 

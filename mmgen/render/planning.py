@@ -23,6 +23,9 @@ from mmgen.render.estimate import WORKING_SHARE, Cost, cost, fit, picture_bytes,
 from mmgen.render.windows import BUDGET, Budget
 from mmgen.types import Request, StageSettings
 
+# Measured on a CPU, in benchmarks/plan.md: what a process keeps of tokenizers and such, and the part that tensors are
+# of all that is in memory while a stage draws; the rest are workspaces of kernels, and gaps.
+KEPT, TENSORS_SHARE = 18_000_000, 0.9
 SECONDS = 0.1  # for which either operation is measured
 
 
@@ -48,8 +51,8 @@ class StagePlan:
 
     @property
     def working(self) -> int:
-        """Bytes of the pictures that it draws at once, with the gaps between them."""
-        return int(self.batch * (self.each or 0) / WORKING_SHARE)
+        """Bytes of the pictures that it draws at once."""
+        return self.batch * (self.each or 0)
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,11 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes that the run takes at once, beside what the process itself takes."""
-        return max(
-            max(stage.working, stage.reading) + (self.weights if self.resident else stage.weights)
+        """Bytes that the run takes at once, beside what the libraries take."""
+        kept = KEPT if self.device == "cpu" else 0
+        return kept + max(
+            max(int(stage.working / TENSORS_SHARE), stage.reading)
+            + (self.weights if self.resident else stage.weights)
             for stage in self.stages
         )
 
@@ -99,7 +104,9 @@ def plan_one(model: TextToImage, request: Request, budget: Budget) -> Plan:
     stages = _stages(model, request, lambda stage, _draft, _settings: (stage, 1))
     done = _plan(model, request, budget, 1, stages)
     resident = stays(done.weights, model.device, asked)
-    least = max(stage.working + (done.weights if resident else stage.weights) for stage in stages)
+    least = max(
+        int(stage.working / WORKING_SHARE) + (done.weights if resident else stage.weights) for stage in stages
+    )
     return replace(done, resident=resident, least=least)
 
 

@@ -11,7 +11,9 @@ from mmgen.pipelines.families.family import SCHEDULER, Family, check_scale, enla
 from mmgen.pipelines.forms import TEXT_TAKES, VAE_TAKES, StageForm
 from mmgen.types import StageSettings
 
-MAX_TRAINING_STEPS = 16_384  # of which a scheduler makes tables
+# Of a scheduler's file: what it makes tables of, and what pipelines compute the shift of its levels from.
+MOST = {"num_train_timesteps": 16_384, "solver_order": 3}
+SHIFTS = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
 SOLVERS = ("DPMSolverMultistepScheduler", *FLOW_SCHEDULERS)
 
@@ -138,14 +140,14 @@ WHOLE: Mapping[str, Whole] = {
 def _join(pipeline: str, parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
     """Text -> decoder, the pipeline's own loop over latents -> VAE."""
     from mmgen.pipelines.vae_stage import VaeStage
-    from mmgen.pipelines.whole_stage import WholeStage, WholeTextStage, read_scheduler
+    from mmgen.pipelines.whole_stage import WholeStage, WholeTextStage, check_scheduler
 
     whole, transformer, vae = WHOLE[pipeline], parts["transformer"], parts["vae"]
     encoders = {name: parts[name] for name in whole.encoders}
     check_scale(vae.config)
     _check_channels(whole, transformer.config, vae.config.latent_channels)
     _check_widths(whole, transformer.config, encoders)
-    read_scheduler(parts["scheduler"])  # so that one that its class does not take is refused now
+    check_scheduler(parts["scheduler"])
     side = _latent_side(whole, {"transformer": transformer.config})
     return [
         WholeTextStage(pipeline, encoders),
@@ -172,15 +174,17 @@ def _latent_side(whole: Whole, configs: Mapping[str, Any]) -> int:
 
 
 def _check_scheduler(whole: Whole, values: Mapping[str, Any]) -> None:
-    """Raise ValueError for a scheduler of another class, with tables of another size, or with noise of its own."""
+    """Raise ValueError for a scheduler of another class, with numbers that cannot be meant, or with noise of its own."""
     name = "scheduler/scheduler_config.json"
     if (kind := values.get("_class_name")) not in whole.schedulers:
         raise ValueError(f"{name} is of class {kind!r}: mmgen runs {' or '.join(whole.schedulers)} here")
-    steps = values.get("num_train_timesteps", 1000)
-    if type(steps) is not int or not 1 <= steps <= MAX_TRAINING_STEPS:
-        raise ValueError(
-            f"{name}: num_train_timesteps is {steps!r}, and must be a number from 1 to {MAX_TRAINING_STEPS:,}"
-        )
+    for key, most in MOST.items():
+        value = values.get(key, 1)
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"{name}: {key} is {value!r}, and must be a whole number from 1 to {most:,}")
+    for key in SHIFTS:
+        if type(value := values.get(key, 1)) not in (int, float):
+            raise ValueError(f"{name}: {key} is {value!r}, and must be a number")
     if values.get("stochastic_sampling"):
         raise ValueError(f"{name}: stochastic_sampling adds noise that no seed decides")
 

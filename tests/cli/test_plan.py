@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,14 @@ from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.render.engine import Event, budget_of
 from mmgen.render.estimate import WORKING_SHARE
 from mmgen.render.jobs import Job
-from mmgen.render.planning import arithmetic_rate, plan_batch, plan_one, room_for
+from mmgen.render.planning import (
+    KEPT,
+    TENSORS_SHARE,
+    arithmetic_rate,
+    plan_batch,
+    plan_one,
+    room_for,
+)
 from mmgen.render.windows import Budget
 from mmgen.types import StageSettings
 from tests.checkpoints import write_deepfloyd, write_stable_diffusion, write_tiny
@@ -138,10 +146,13 @@ def test_weights_are_together_or_stage_by_stage(model: TextToImage) -> None:
     assert weights["super-res-64"] == weights["super-res-256"]  # one network, which counts once
     assert one.weights == sum(weights.values()) - weights["super-res-256"]
     assert one.least == one.weights + max(int((stage.each or 0) / WORKING_SHARE) for stage in one.stages)
-    assert one.peak == max(one.least, one.weights + max(stage.reading for stage in one.stages))
-    gaps = [3 * (stage.each or 0) / WORKING_SHARE for stage in many.stages]
-    beside = [max(int(gap), stage.reading) for gap, stage in zip(gaps, many.stages, strict=True)]
-    assert many.peak == max(stage.weights + one for stage, one in zip(many.stages, beside, strict=True))
+
+    def most(pictures: int, weights: Sequence[int]) -> int:
+        beside = [max(int(pictures * (s.each or 0) / TENSORS_SHARE), s.reading) for s in one.stages]
+        return KEPT + max(held + more for held, more in zip(weights, beside, strict=True))
+
+    assert one.peak == most(1, 5 * [one.weights])
+    assert many.peak == most(3, [stage.weights for stage in many.stages])
     assert many.seconds == pytest.approx(3 * one.seconds)  # type: ignore[operator]
     assert one.fits
     assert not replace(one, room=one.least - 1).fits

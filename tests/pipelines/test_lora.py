@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from mmgen.errors import ModelError, UsageError
 from mmgen.noise import Noise
 from mmgen.pipelines import lora
-from mmgen.pipelines.loading import build_network, read_component
+from mmgen.pipelines.loading import build_network, open_model, read_component
+from mmgen.pipelines.reference import Lora, Reference
 from mmgen.pipelines.text_to_image import TextToImage
 from tests.checkpoints import write_stable_diffusion
 from tests.pipelines.test_stable_diffusion import PROMPT, SIDE, load, ours
@@ -165,15 +166,12 @@ LAYOUTS: dict[str, Callable[[Path, Changes], Path]] = {
 }
 
 
+def reference(folder: Path, *files: tuple[Path, float]) -> str:
+    return str(Reference(str(folder), loras=tuple(Lora(str(path), weight) for path, weight in files)))
+
+
 def fused(folder: Path, *files: tuple[Path, float]) -> TextToImage:
-    pipe = load(folder)
-    parts = {"text_encoder": pipe.cascade.stages[0].networks[0], "unet": pipe.cascade.stages[1].networks[0]}
-    for path, weight in files:
-        held = lora.read(path)
-        lora.check(held, parts)
-        for component, part in parts.items():
-            lora.fuse(part, held, component, weight)
-    return pipe
+    return load(reference(folder, *files))  # type: ignore[arg-type]
 
 
 def theirs(folder: Path, file: Path, weight: float) -> Tensor:
@@ -265,6 +263,15 @@ def test_several_add_up_in_any_order(folder: Path, file: Path, tmp_path: Path) -
     lora.fuse(first, lora.read(other), "unet", 0.3)
     for name, value in network(folder, "unet").state_dict().items():
         torch.testing.assert_close(value, first.state_dict()[name], atol=1e-5, rtol=0)
+
+
+def test_weights_that_are_read_for_their_turn_are_changed_too(folder: Path, file: Path) -> None:
+    model = reference(folder, (file, WEIGHT))
+    whole, opened = fused(folder, (file, WEIGHT)), open_model(model, "cpu", "float32")
+    one, other = (pipe(PROMPT, seeds=[3], progress=False)[0] for pipe in (whole, opened))
+    assert one.tobytes() == other.tobytes() != load(folder)(PROMPT, seeds=[3], progress=False)[0].tobytes()
+    assert whole.name == f"{folder.name}?lora={file.name}:{WEIGHT:g}"
+    assert len({whole.digest, load(folder).digest, fused(folder, (file, 0.5)).digest}) == 3
 
 
 def test_with_weight_0_the_model_is_itself(folder: Path, file: Path) -> None:

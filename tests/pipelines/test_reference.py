@@ -1,4 +1,4 @@
-"""A model joined from several, named in one text."""
+"""A model no single folder, named in one text."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_an_upscaler_twice_enlarges_twice(folders: dict[str, Path]) -> None:
     assert list(shown)[-2:] == ["upscaler-1.super_res", "upscaler-2.super_res"]
     pipe = open_model(text, device="cpu")
     assert pipe(PROMPT, seeds=[3], size=256, stages=FAST)[0].size == (256, 256)
-    with pytest.raises(UsageError, match="joined from several"):
+    with pytest.raises(UsageError, match="no single folder"):
         pipe.save_pretrained(folders["sd"].parent / "saved")
 
 

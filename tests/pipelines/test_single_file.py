@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -32,11 +33,12 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import mmgen
-from mmgen.errors import ModelError
+from mmgen.errors import ModelError, UsageError
 from mmgen.memory import Residency
-from mmgen.pipelines import single_file
+from mmgen.pipelines import catalogue, single_file
 from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.families import FAMILIES
+from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.types import StageSettings
 from tests.checkpoints import BETAS, LETTERS
@@ -317,13 +319,25 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
     return model
 
 
+def read(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Its components."""
+    file = single_file.look(path)
+    return {name: single_file.read_part(file, name, dtype) for name in FAMILIES[file.family].components}
+
+
 def drawn(path: Path, dtype: torch.dtype = torch.float32) -> TextToImage:
-    """The model of a file, as a folder's is put together."""
-    family, parts, data = single_file.read(path, None, dtype)
+    """The model of a file with latents as small as its folder's, which no file says."""
+    file, parts = single_file.look(path), read(path, dtype)
     parts["unet"].register_to_config(sample_size=SIDE)
-    stages = FAMILIES[family].join({**parts, **data}, {})
+    stages = FAMILIES[file.family].join({**parts, "scheduler": file.configs["scheduler"]}, {})
     cpu = torch.device("cpu")
     return TextToImage(Cascade(stages, Residency((), cpu)), name=path.name, digest="", device=cpu)
+
+
+def with_tokenizer(file: Path, model: Model) -> Path:
+    """The file, now with the model's tokenizer beside it."""
+    shutil.copytree(model.folder / "tokenizer", file.parent / "tokenizer")
+    return file
 
 
 def changed(model: Model, path: Path, changes: dict[str, Tensor | None]) -> Path:
@@ -354,7 +368,7 @@ def test_a_file_draws_the_picture_of_its_folder(models: Callable[[str], Model], 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_networks_are_those_of_the_folder(models: Callable[[str], Model], kind: str) -> None:
     model = models(kind)
-    _, parts, _ = single_file.read(model.file, None, torch.float32)
+    parts = read(model.file)
     for name, part in parts.items():
         network, same = getattr(part, "model", part), getattr(model.pipeline, name)
         for key, value in same.state_dict().items():
@@ -379,7 +393,7 @@ def test_diffusers_takes_these_files_for_the_same(models: Callable[[str], Model]
 
 
 def test_half_precision_does_not_reach_the_vae(models: Callable[[str], Model]) -> None:
-    _, parts, _ = single_file.read(models("xl").file, None, torch.bfloat16)
+    parts = read(models("xl").file, torch.bfloat16)
     assert {name: next(getattr(part, "model", part).parameters()).dtype for name, part in parts.items()} == {
         "text_encoder": torch.bfloat16,
         "text_encoder_2": torch.bfloat16,
@@ -398,7 +412,7 @@ def test_the_header_says_what_it_is(
     models: Callable[[str], Model], kind: str, family: str, side: int
 ) -> None:
     model = models(kind)
-    told = single_file.describe(model.file)
+    told = catalogue.describe(model.file)
     assert (told["name"], told["family"], told["sides"]) == ("model.safetensors", family, [side])
     assert told["stages"] == ["text", "decoder", "vae"]
     assert told["components"]["vae"]["parameters"] == sum(p.numel() for p in model.pipeline.vae.parameters())
@@ -412,8 +426,8 @@ def test_the_header_says_what_it_is(
 
 def test_it_is_said_without_torch(models: Callable[[str], Model]) -> None:
     code = (
-        "import sys; from pathlib import Path; from mmgen.pipelines import single_file; "
-        "print(single_file.describe(Path(sys.argv[1]))['family'], 'torch' in sys.modules)"
+        "import sys; from mmgen.pipelines import catalogue; "
+        "print(catalogue.describe(sys.argv[1])['family'], 'torch' in sys.modules)"
     )
     out = subprocess.run(
         [sys.executable, "-c", code, str(models("1").file)], capture_output=True, text=True, check=True
@@ -582,16 +596,14 @@ def test_tensors_that_do_not_fit(
     models: Callable[[str], Model], tmp_path: Path, changes: dict[str, Tensor | None], says: str
 ) -> None:
     with pytest.raises(ModelError, match=re.escape(says)):
-        single_file.read(
-            changed(models("1"), tmp_path, changes), models("1").folder / "tokenizer", torch.float32
-        )
+        read(with_tokenizer(changed(models("1"), tmp_path, changes), models("1")))
 
 
 def test_a_file_of_zeros(models: Callable[[str], Model], tmp_path: Path) -> None:
     shapes = {name: list(value.shape) for name, value in models("1").tensors.items()}
     path = write_header(tmp_path / "zeros.safetensors", shapes)
     with pytest.raises(ModelError, match=r"zeros\.safetensors is filled with zeros"):
-        single_file.read(path, models("1").folder / "tokenizer", torch.float32)
+        read(with_tokenizer(path, models("1")))
 
 
 def test_a_refiner_is_not_drawn_with(models: Callable[[str], Model], tmp_path: Path) -> None:
@@ -609,21 +621,38 @@ def test_no_safetensors_file(tmp_path: Path) -> None:
 def test_without_a_tokenizer_it_is_said_what_to_do(models: Callable[[str], Model], tmp_path: Path) -> None:
     path = changed(models("1"), tmp_path, {})
     with pytest.raises(ModelError, match=r"holds no tokenizer.*openai/clip-vit-large-patch14"):
-        single_file.read(path, None, torch.float32)
+        mmgen.load(path)
 
 
 def test_a_tokenizer_of_another_model(models: Callable[[str], Model], tmp_path: Path) -> None:
     more = [*PIECES[:-2], "ab", *PIECES[-2:]]
-    CLIPTokenizer(vocab={piece: i for i, piece in enumerate(more)}, merges=[]).save_pretrained(tmp_path)
+    beside = CLIPTokenizer(vocab={piece: i for i, piece in enumerate(more)}, merges=[])
+    beside.save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(ModelError, match="has 55 tokens, the text encoder only 54"):
-        single_file.read(models("1").file, tmp_path, torch.float32)
+        mmgen.load(changed(models("1"), tmp_path, {}))
+
+
+def test_a_file_is_loaded_as_a_folder_is(models: Callable[[str], Model], tmp_path: Path) -> None:
+    path = with_tokenizer(changed(models("1"), tmp_path, {}), models("1"))
+    fast = {"decoder": StageSettings(steps=1)}
+    whole, opened = mmgen.load(path, device="cpu", dtype="float32"), open_model(path, "cpu", "float32")
+    one, other = (pipe("a red cat", seeds=[3], stages=fast, progress=False) for pipe in (whole, opened))
+    assert one[0].tobytes() == other[0].tobytes()
+    assert (whole.name, whole.sizes) == (path.name, (128,))
+    facts = catalogue.facts(path)
+    assert facts.digest == whole.digest == opened.digest == catalogue.describe(path)["digest"]
+    assert catalogue.verify(path) == []
+    (path.parent / "tokenizer" / "tokenizer_config.json").write_text("{}", "utf-8")
+    assert catalogue.facts(path).digest != facts.digest
+    with pytest.raises(UsageError, match="no single folder"):
+        whole.save_pretrained(tmp_path / "saved")
 
 
 def test_ema_weights_are_not_read(models: Callable[[str], Model], tmp_path: Path) -> None:
     """Though they are many, and broken."""
     spoilt = {f"model_ema.{i}": torch.full((3,), torch.nan) for i in range(200)}
     path = changed(models("1"), tmp_path, dict(spoilt))
-    unet = single_file.read_part(single_file.look(path), "unet", None, torch.float32)
+    unet = single_file.read_part(single_file.look(path), "unet", torch.float32)
     assert len(load_file(path)) > 200
     assert torch.equal(unet.conv_in.weight, models("1").pipeline.unet.conv_in.weight)
 
@@ -658,6 +687,6 @@ def test_any_header_is_read_or_refused(
     try:
         file = single_file.look(path)
         for part in file.pieces:
-            single_file._build(file, part)
+            single_file.outline(file, part)
     except ModelError as error:
         assert "any.safetensors" in str(error)

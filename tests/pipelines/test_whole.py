@@ -393,14 +393,24 @@ def test_two_runs_of_one_model_do_not_disturb_each_other(pipes: dict[str, TextTo
     assert finish(one).images[0].tobytes() == whole
 
 
-def test_what_a_picture_takes_is_estimated(pipes: dict[str, TextToImage]) -> None:
-    text, decoder, _ = pipes["flux"].cascade.stages
+@pytest.mark.parametrize(
+    ("name", "tokens", "width"),
+    [
+        ("sd3", 16 + 40 + 256, 64),
+        ("pixart-sigma", 2 * 16, 64),
+        ("sana", 2 * 256, 80),
+        ("flux", 4096 + 512, 64),
+    ],
+)
+def test_what_a_picture_takes_is_estimated(
+    pipes: dict[str, TextToImage], name: str, tokens: int, width: int
+) -> None:
+    """At least what is inside a layer, of the tokens of the picture, with guidance twice, and those of the text."""
+    text, decoder, _ = pipes[name].cascade.stages
     draft = finish(text.run(Draft((PROMPT,)), StageSettings(), Noise([3])))
     estimate = picture_bytes(decoder, draft, decoder.defaults)
     assert estimate is not None
-    assert estimate > 4 * 64 * (
-        64 * 64 + 512
-    )  # what is inside a layer, of 64x64 tokens and those of the text
+    assert estimate > 4 * tokens * width
 
 
 # ---- a function whose values are asked for -------------------------------------------------------
@@ -514,13 +524,13 @@ def test_words_that_no_encoder_reads_are_named(
     def cut(name: str, text: str) -> dict[str, tuple[str, ...]]:
         return dict(pipes[name](text, seeds=[3], stages=FAST).cut_words)  # type: ignore[arg-type]
 
-    # CLIP reads 38 letters of it, T5 all
-    assert cut("sd3", "a " * 100 + "cat") == {}
-    long = "a " * 255 + "cat"
+    # every letter is a token, and the space before a word another; CLIP reads 38 of them, T5 goes on
+    long = "a " * 127 + "cat"
+    assert cut("sd3", "a " * 100 + "cat") == cut("pixart-sigma", long) == {}
     assert cut("sd3", long) == {long: ("cat",)}
-    assert cut("pixart-sigma", long) == {}
-    assert cut("pixart-sigma", "A " * 299 + "CAT") == {"A " * 299 + "CAT": ("cat",)}
-    assert cut("sana", "a" * 290 + " cat" + " snow" * 3) == {"a" * 290 + " cat" + " snow" * 3: ("snow",) * 3}
+    loud, slow = "A " * 149 + "CAT", "a" * 290 + " cat" + " snow" * 3
+    assert cut("pixart-sigma", loud) == {loud: ("cat",)}
+    assert cut("sana", slow) == {slow: ("snow",) * 2}
     assert capfd.readouterr().err == ""
 
 
@@ -551,6 +561,8 @@ def test_a_transformer_that_fails_says_so(copy: Path) -> None:
         ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "is of class 'DDIMScheduler'"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": True}, "num_train_timesteps is True"),
+        ("scheduler/scheduler_config.json", {"solver_order": 10**9}, "solver_order is 1000000000"),
+        ("scheduler/scheduler_config.json", {"max_shift": "x"}, "max_shift is 'x', and must be a number"),
         ("scheduler/scheduler_config.json", {"stochastic_sampling": True}, "noise that no seed decides"),
     ],
 )  # fmt: skip
@@ -563,10 +575,26 @@ def test_what_is_refused_before_weights_are_read(
             read(copy)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("sd3", {"time_shift_type": "none"}),
+        ("sd3", {"shift": "x"}),
+        ("pixart-sigma", {"algorithm_type": "none"}),
+        ("pixart-sigma", {"prediction_type": "none"}),
+        ("pixart-sigma", {"timestep_spacing": "none"}),
+    ],
+)
+def test_a_scheduler_that_can_take_no_step(
+    folders: dict[str, Path], tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    folder = Path(shutil.copytree(folders[name], tmp_path / "copy"))
+    rewrite(folder / "scheduler" / "scheduler_config.json", **changes)
+    with pytest.raises(ModelError, match=r"scheduler_config\.json does not describe a .*Scheduler: "):
+        load(folder)
+
+
 def test_parts_that_do_not_fit_each_other(copy: Path, folders: dict[str, Path]) -> None:
-    rewrite(copy / "scheduler" / "scheduler_config.json", time_shift_type="none")
-    with pytest.raises(ModelError, match="does not describe a FlowMatchEulerDiscreteScheduler"):
-        load(copy)
     vae(latent_channels=8).save_pretrained(copy / "vae")
     with pytest.raises(ModelError, match="transformer has in_channels 4, but latents of this VAE need 8"):
         load(copy)
