@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from mmgen.memory import peak_bytes
+from mmgen.memory import keep_little, peak_bytes
 from mmgen.pipelines.loading import open_model
 from mmgen.types import StageSettings
 
@@ -128,6 +128,7 @@ def in_new_process(trial: Trial) -> dict[str, float]:
 
 def measured(model: str, size: int, dtype: str, warm: str) -> dict[str, float]:
     """Bytes above what the libraries take, and the seconds of all stages, of one picture."""
+    keep_little()  # as `mmgen batch --memory` does
     small = open_model(warm, "cpu", dtype)  # so that libraries have begun all that they begin once
     small.run(small.request(PROMPT, seeds=[1]))
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

@@ -99,7 +99,7 @@ def problems(folder: Path) -> list[str]:
 
 def no_checkpoint(folder: Path) -> ModelError:
     """What is said of a folder without an index."""
-    return ModelError(f"{folder} is no checkpoint: it has no {INDEX}")
+    return ModelError(f"{folder.name} is no checkpoint: it has no {INDEX}")
 
 
 def check_folder(folder: Path) -> dict[str, dict[str, Any]]:

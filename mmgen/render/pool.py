@@ -28,7 +28,7 @@ from PIL.Image import Image
 from mmgen import attention
 from mmgen.errors import MachineError, MmgenError
 from mmgen.images import Format, encode
-from mmgen.memory import choose_device, choose_dtype, room
+from mmgen.memory import choose_device, choose_dtype, keep_little, room
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.render.engine import Done, Event, budget_of, draw
@@ -63,6 +63,8 @@ class Setup:
             torch.set_num_threads(self._threads(self.threads))
         if self.attention is not None:
             attention.use(self.attention)
+        if self.memory is not None:
+            keep_little()
         return open_model(self.model, device=self.device, dtype=self.dtype)
 
     def budget(self, model: TextToImage) -> Budget:

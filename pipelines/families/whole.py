@@ -174,7 +174,7 @@ def _latent_side(whole: Whole, configs: Mapping[str, Any]) -> int:
 
 
 def _check_scheduler(whole: Whole, values: Mapping[str, Any]) -> None:
-    """Raise ValueError for a scheduler of another class, with numbers that cannot be meant, or with noise of its own."""
+    """Raise ValueError for a scheduler of another class, with wild numbers, or with noise of its own."""
     name = "scheduler/scheduler_config.json"
     if (kind := values.get("_class_name")) not in whole.schedulers:
         raise ValueError(f"{name} is of class {kind!r}: mmgen runs {' or '.join(whole.schedulers)} here")

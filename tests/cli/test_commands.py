@@ -88,7 +88,7 @@ def test_help_loads_nothing_heavy() -> None:
             3,
             "error: no model 'storybok': give a folder, or one of",
         ),
-        (["generate", "a fox", "--model", "tests"], 3, "error: tests/model_index.json is missing"),
+        (["generate", "a fox", "--model", "tests"], 3, "error: tests is no checkpoint: it has no model_index.json"),
         (
             ["generate", "a fox", "--size", "100"],
             2,

@@ -334,7 +334,7 @@ def test_without_a_negative_prompt_guidance_leads_away_from_a_picture_of_zeros(
 ) -> None:
     prior = pipe.cascade.stages[1]
     empty = zero_embed(prior.networks[1])
-    assert torch.equal(empty, pipelines[1].get_zero_embed())
+    torch.testing.assert_close(empty, pipelines[1].get_zero_embed())  # other memory, other last bits
     plain, blank, snow = (ours(pipe, [PROMPT], [3], negative) for negative in ("", "  ", "snow"))
     assert torch.equal(plain, blank)
     for other in (
