@@ -48,6 +48,7 @@ def info(name: str, as_json: bool) -> None:
 
     \b
     mmgen models info storybook
+    mmgen models info "FOLDER?prior=FOLDER"
     """
     from mmgen.pipelines.catalogue import describe
 
@@ -144,10 +145,14 @@ def _agreed(question: str) -> bool:
 
 def _table(values: dict[str, Any]) -> list[str]:
     """What is known of the model as `name: value`, then a line per part."""
-    lines = [f"{name}: {_text(value)}" for name, value in values.items() if name != "components"]
+    lines = [f"{name}: {_text(value)}" for name, value in values.items() if not isinstance(value, dict)]
+    for stage, settings in values["settings"].items():
+        said = (name if value is None else f"{name}={value}" for name, value in settings.items())
+        lines.append(f"--set {stage}.…: {', '.join(said)}")
+    width = max(map(len, values["components"]))
     for part, facts in values["components"].items():
         size = f"{facts['parameters'] / 1e6:.1f} M parameters, {facts['bytes'] / 1e6:.1f} MB"
-        lines.append(f"{part:16} {facts['class']:24} {size:>32}  {', '.join(facts['dtypes'])}")
+        lines.append(f"{part:{width}} {facts['class']:29} {size:>32}  {', '.join(facts['dtypes'])}")
     return lines
 
 

@@ -200,7 +200,7 @@ def _model(recipe: Recipe, asked: str | None, facts: Callable[[str], Facts], pat
     if asked is None and not is_here(recipe.model):
         raise UsageError(
             f"it was drawn by {theirs}, which does not come with mmgen: give its folder, or owner/name of the "
-            "Hugging Face Hub, with --model"
+            "Hugging Face Hub, with --model, and what is joined to it as in --model 'FOLDER?upscaler=FOLDER'"
         )
     here = facts(asked or recipe.model)
     if here.digest != recipe.digest:

@@ -10,7 +10,9 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from mmgen.errors import ModelError
@@ -92,6 +94,26 @@ def numbers(value: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
             yield from numbers(inner, name)
     elif isinstance(value, int | float):
         yield name, value
+
+
+@contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """Stop a network that makes more parameters than its weights can fill: layers take memory on any device."""
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    here, made = get_ident(), 0
+
+    def counted(_module: Any, _name: str, _parameter: Any) -> None:
+        nonlocal made
+        made += get_ident() == here  # the hook is called for the networks of all threads
+        if made > count:
+            raise ValueError("it has far more parameters than the weights have tensors")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def stays_inside(path: Path, folder: Path) -> bool:

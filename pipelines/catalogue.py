@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mmgen.component import weight_header
 from mmgen.errors import ModelError, UsageError
 from mmgen.pipelines import hub, sources
 from mmgen.pipelines.checkpoint import entries, problems
 from mmgen.pipelines.forms import StageForm, resolve, sides, up_to
 from mmgen.pipelines.reference import Reference
-from mmgen.pipelines.sources import available, find, locate
+from mmgen.pipelines.sources import available, find, is_single_file, locate
 from mmgen.types import Request, Size, StageSettings
 
 
@@ -93,7 +94,7 @@ def fitting_side(size: Size, sides: Sequence[int], name: str) -> int:
 
 
 def describe(name_or_folder: str | Path) -> dict[str, Any]:
-    """Name, family, digest, stages, sides, and class, parameters, bytes and dtypes of each component.
+    """Name, family, digest, stages, settings, sides, and class, parameters, bytes and dtypes of each component.
 
     Headers alone are read, and nothing is fetched.
     """
@@ -104,9 +105,16 @@ def describe(name_or_folder: str | Path) -> dict[str, Any]:
         "family": checkpoint.base.index["family"],
         "digest": checkpoint.digest(),
         "stages": [form.name for form in forms],
+        "settings": {form.name: settings for form in forms if (settings := _settings(form))},
         "sides": list(sides(forms)),
         "components": {name: source.describe(part) for name, source, part in checkpoint.components()},
     }
+
+
+def _settings(form: StageForm) -> dict[str, Any]:
+    """What a stage takes, each with its default, None where there is none."""
+    named = form.defaults.to_dict()
+    return {field.name: named.get(field.name) for field in fields(StageSettings) if field.name in form.takes}
 
 
 def listed() -> list[dict[str, Any]]:
@@ -124,8 +132,8 @@ def verify(name_or_folder: str | Path) -> list[str]:
     Raises ModelError if it is no checkpoint at all.
     """
     asked = Reference.parse(str(name_or_folder))
-    given = [text for text in (asked.model, asked.prior, *asked.upscalers) if text is not None]
-    folders = [find(text, fetch=False, whole=False) for text in given if not Path(text).is_file()]
+    given = [text for text in (asked.model, asked.prior, asked.vae, *asked.upscalers) if text is not None]
+    folders = [find(text, fetch=False, whole=False) for text in given if not is_single_file(text)]
     found = [one for folder in folders for one in (*hub.damaged(folder), *problems(folder))]
     return found or _incomplete(name_or_folder)
 
@@ -137,6 +145,8 @@ def _incomplete(name_or_folder: str | Path) -> list[str]:
         checkpoint.forms()
         for _, source, part in checkpoint.components():
             source.describe(part)
+        for lora in checkpoint.loras:
+            weight_header(Path(lora.file))
     except ModelError as error:
         return [str(error)]
     return []

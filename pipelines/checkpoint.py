@@ -142,7 +142,9 @@ def _parts(folder: Path) -> list[Path]:
 def part_names(index: Mapping[str, Any]) -> list[str]:
     """The components that an index names, and the tokenizer, which our own index does not name."""
     named = {name for name, kind in index.items() if isinstance(kind, list) and all(kind)}
-    return sorted(name for name in (named | {"tokenizer"}) - PASSED_BY if is_plain(name))
+    # beside a prior it tells what a picture of nothing is
+    passed_by = PASSED_BY - {"image_encoder"} if "prior" in named else PASSED_BY
+    return sorted(name for name in (named | {"tokenizer"}) - passed_by if is_plain(name))
 
 
 def _files(folder: Path) -> list[str]:

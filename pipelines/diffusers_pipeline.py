@@ -94,7 +94,9 @@ class MmgenPipeline(DiffusionPipeline):
         this one. scheduler: instead of the folder's own, if it has one. Raises ModelError for a folder that is no sound
         checkpoint. Nothing is fetched and no code of the folder is run.
         """
-        checkpoint = locate(Path(pretrained_model_name_or_path), check=True)
+        checkpoint = locate(Path(pretrained_model_name_or_path), fetch=False, check=True)
+        if checkpoint.is_joined or checkpoint.base.file:
+            raise UsageError(f"{checkpoint.name} is no single folder: load it with mmgen.load")
         folder, index, family = checkpoint.base.folder, checkpoint.base.index, checkpoint.family
         if index["family"] in PUBLISHED.values():
             raise ModelError(

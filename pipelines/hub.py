@@ -253,7 +253,7 @@ def _machine(model: HubModel, error: Exception) -> MachineError:
             f"{error.filename} cannot be written: {error.strerror}; HF_HOME sets another cache"
         )
     return MachineError(
-        f"the Hub cannot be reached for {model.id}, which is not in the cache as a whole: {told(error)}"
+        f"{model.id} is no folder, it is not in the cache as a whole, and the Hub cannot be reached: {told(error)}"
     )
 
 

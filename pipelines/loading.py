@@ -8,17 +8,16 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mmgen import __version__
 from mmgen.component import (
     Header,
+    at_most,
     numbers,
     read_any_json,
     read_json,
@@ -297,7 +296,7 @@ def build_network(folder: Path, network_class: Any) -> Any:
     try:
         _check_numbers(config)
         # twice, because a constructor may replace what it has made
-        with torch.device("meta"), _at_most(2 * sum(map(len, headers))):
+        with torch.device("meta"), at_most(2 * sum(map(len, headers))):
             network = network_class(**config)
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         raise ModelError(
@@ -312,24 +311,6 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
         if not abs(number) <= MAX_CONFIG_NUMBER:  # NaN is none of both
             most = f"{MAX_CONFIG_NUMBER:,}"
             raise ValueError(f"{name} is {number}: numbers from -{most} to {most} can be meant")
-
-
-@contextmanager
-def _at_most(count: int) -> Iterator[None]:
-    """Stop a network that makes more parameters than its weights can fill: layers take memory on any device."""
-    here, made = get_ident(), 0
-
-    def counted(_module: Any, _name: str, _parameter: Any) -> None:
-        nonlocal made
-        made += get_ident() == here  # the hook is called for the networks of all threads
-        if made > count:
-            raise ValueError("it has far more parameters than the weights have tensors")
-
-    hook = register_module_parameter_registration_hook(counted)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _check_fit(name: str, network: torch.nn.Module, headers: Collection[Header]) -> None:

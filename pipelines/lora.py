@@ -33,6 +33,7 @@ COMPONENTS = ("unet", "transformer", "prior", "text_encoder", "text_encoder_2", 
 DOWN, UP, KOHYA_DOWN, KOHYA_UP = "lora_A.weight", "lora_B.weight", "lora_down.weight", "lora_up.weight"
 SETTINGS = "lora_adapter_metadata"  # where diffusers keeps what a file was trained with, in the header
 ADAPTER = "mmgen"  # peft wants a name
+MAX_BYTES = 8_000_000_000  # of a file, which is read as a whole: those of SDXL with a rank of 256 have 2 GB
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def read(path: Path) -> LoraFile:
         raise UsageError("LoRA files need peft, which is not installed: pip install 'mmgen[lora]'")
     if path.suffix != ".safetensors":
         raise ModelError(f"{path.name} {ONLY_SAFETENSORS}")
-    weight_header(path)
+    header = weight_header(path)
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ModelError(f"{path.name} has {size:,} bytes: of a LoRA at most {MAX_BYTES:,} are read")
     try:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
@@ -213,13 +216,15 @@ def _scale(lora: LoraFile, component: str, path: str, rank: int) -> float:
     settings = {k.removeprefix(own): v for k, v in lora.settings.items() if k.startswith(own)}
     if lora.kohya or not settings:
         return 1.0
-    from peft.utils.other import get_pattern_key
-
     patterns = settings.get("alpha_pattern") or {}
     try:
-        alpha = patterns.get(get_pattern_key(patterns, path), settings["lora_alpha"])
+        # peft takes any regular expression, and some of these never end
+        if strange := [key for key in patterns if not re.fullmatch(r"[\w.]+", key)]:
+            raise ValueError(f"its alpha_pattern has {shown(strange[0])}, which is no name of a layer")
+        end = next((key for key in patterns if f".{path}".endswith(f".{key}")), None)
+        alpha = settings["lora_alpha"] if end is None else patterns[end]
         scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    except (KeyError, TypeError, AttributeError, ArithmeticError, re.error) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise ModelError(f"{lora.name}: its {SETTINGS} gives no lora_alpha: {told(error)}") from None
     if not math.isfinite(scale):
         raise ModelError(f"{lora.name}: its {SETTINGS} gives the lora_alpha {shown(alpha)}")

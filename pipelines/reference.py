@@ -8,10 +8,10 @@ lora and upscaler may be repeated, and hold in their order. Characters of their 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, unquote
 
 from mmgen.errors import UsageError
 
@@ -43,12 +43,12 @@ class Lora:
         return cls(file, found)
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.weight:g}"
+        return f"{self.file}:{self.weight!r}"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The parts of such a text. model: empty for none."""
+    """The parts of such a text."""
 
     model: str
     prior: str | None = None
@@ -60,7 +60,7 @@ class Reference:
     def parse(cls, text: str) -> Reference:
         """The parts of a text. A folder of that very name is itself. Raises UsageError for a part that is not known."""
         model, mark, rest = text.partition("?")
-        if not mark or Path(text).exists():
+        if not mark or os.path.lexists(text):  # unlike Path.exists it has an answer for a name that cannot be
             return cls(text)
         try:
             pairs = parse_qsl(rest, keep_blank_values=True, strict_parsing=True, errors="strict")
@@ -68,7 +68,7 @@ class Reference:
             pairs = None
         if not pairs:
             raise UsageError(f"{text!r} is no model: after ? write PART=MODEL, joined by &")
-        return cls(model).adding(pairs)
+        return cls(unquote(model)).adding(pairs)
 
     def adding(self, parts: list[tuple[str, str]]) -> Reference:
         """With more parts, as (name, value). Raises UsageError for one that is not known or cannot be repeated."""
@@ -105,4 +105,4 @@ class Reference:
         given += [("lora", str(lora)) for lora in self.loras]
         given += [("upscaler", upscaler) for upscaler in self.upscalers]
         rest = "&".join(f"{name}={quote(value, safe='/:@,')}" for name, value in given if value is not None)
-        return f"{self.model}?{rest}" if rest else self.model
+        return f"{quote(self.model, safe='/:@,')}?{rest}" if rest else self.model

@@ -14,9 +14,9 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmgen.component import Header, shown, shown_names, weight_header
+from mmgen.component import Header, at_most, shown, shown_names, weight_header
 from mmgen.errors import ModelError, told
-from mmgen.pipelines.checkpoint import TEXTS
+from mmgen.pipelines.checkpoint import TEXTS, check_link
 from mmgen.pipelines.families import FAMILIES
 from mmgen.pipelines.forms import StageForm
 
@@ -27,6 +27,7 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 HEAD = 64  # width of a head, of all these networks but the first U-Net
 OPEN_LAYERS = 23  # of the encoder of 2.x, whose last layer was left out in the training
 TOKENIZER = "tokenizer"  # the folder beside the file
+MAX_LAYERS, MAX_SIDE = 1000, 2**17  # of the largest, a vocabulary has 49,408 tokens
 Shapes = Mapping[str, list[int]]
 
 
@@ -123,9 +124,12 @@ class SingleFile:
         return self.kind.family
 
     def read_files(self) -> dict[str, Path]:
-        """What is read of it: the file, and the tokenizer beside it."""
-        beside = sorted(path for path in (self.path.parent / TOKENIZER).glob("[!.]*") if path.suffix in TEXTS)
-        return {path.relative_to(self.path.parent).as_posix(): path for path in (self.path, *beside)}
+        """What is read of it: the file, by a name that does not change with its own, and the tokenizer beside it.
+
+        Raises ModelError for a tokenizer that lies elsewhere.
+        """
+        beside = _tokenizer_files(self.path.parent)
+        return {"model.safetensors": self.path, **{f"{TOKENIZER}/{path.name}": path for path in beside}}
 
 
 def look(path: Path) -> SingleFile:
@@ -133,6 +137,7 @@ def look(path: Path) -> SingleFile:
 
     Raises ModelError for a file that is no sound safetensors file, is no such model, or lacks one of its networks.
     """
+    path = path.absolute()  # for what reads it later, in whatever folder
     header = weight_header(path)
     shapes = {name: entry["shape"] for name, entry in header.items()}
     try:
@@ -215,16 +220,19 @@ def _prefixes(kind: _Kind) -> tuple[str, ...]:
 
 
 def _shape(shapes: Shapes, name: str, axes: int = 2) -> list[int]:
-    """Of a tensor that must be there. Raises ValueError if it is not, or has fewer axes."""
+    """Of a tensor that must be there. Raises ValueError if it is not, has fewer axes, or sides that cannot be meant."""
     shape = shapes.get(name)
-    if shape is None or len(shape) < axes:
+    if shape is None or len(shape) < axes or max(shape) > MAX_SIDE:
         raise ValueError(f"it lacks {name}" if shape is None else f"{name} has the shape {shape}")
     return shape
 
 
 def _many(shapes: Shapes, name: str) -> int:
-    """How many tensors there are of a name that holds a number: 0, 1, ..."""
-    return sum(1 for _ in takewhile(lambda number: name.format(number) in shapes, count()))
+    """How many tensors there are of a name that holds a number: 0, 1, ... Raises ValueError for too many layers."""
+    many = sum(1 for _ in takewhile(lambda number: name.format(number) in shapes, range(MAX_LAYERS + 1)))
+    if many > MAX_LAYERS:
+        raise ValueError(f"it has more than {MAX_LAYERS:,} layers such as {name.format(0)}")
+    return many
 
 
 def _scheduler(shapes: Shapes, kind: _Kind) -> dict[str, Any]:
@@ -308,6 +316,8 @@ def _levels(shapes: Shapes) -> list[list[tuple[int, int]]]:
             levels[-1].append((width, depth))
         else:
             break
+        if number > MAX_LAYERS:
+            raise ValueError(f"its U-Net has more than {MAX_LAYERS:,} blocks on the way down")
     if not all(levels):
         raise ValueError("its U-Net has a level without blocks")
     return levels
@@ -474,6 +484,15 @@ def _text_config(shapes: Shapes, pieces: Mapping[str, Piece], text: _Text) -> di
     }
 
 
+def _tokenizer_files(folder: Path) -> list[Path]:
+    """Those of the tokenizer in a folder. Raises ModelError if it, or one of them, leads out of the folder."""
+    check_link(folder / TOKENIZER, folder)
+    files = sorted(path for path in (folder / TOKENIZER).glob("[!.]*") if path.suffix in TEXTS)
+    for path in files:
+        check_link(path, folder)
+    return [path for path in files if path.is_file()]  # a pipe would never end
+
+
 def _tokenizer(file: SingleFile, text: _Text, network: Any) -> Any:
     """For one of the encoders, whose vocabularies are the same, and which pad otherwise."""
     from mmgen.models.pretrained import quiet
@@ -486,6 +505,7 @@ def _tokenizer(file: SingleFile, text: _Text, network: Any) -> Any:
             "published Stable Diffusion beside the file (vocab.json, merges.txt and tokenizer_config.json, as in "
             "openai/clip-vit-large-patch14)"
         )
+    _tokenizer_files(folder.parent)
     with quiet():
         tokenizer = read_tokenizer(folder)
         if len(tokenizer) > network.config.vocab_size:
@@ -532,7 +552,8 @@ def outline(file: SingleFile, name: str) -> Any:
     config = {key: value for key, value in file.configs[name].items() if not key.startswith("_")}
     try:
         # what constructors compute is computed: no file holds it
-        with quiet(), init_empty_weights(include_buffers=False):
+        # twice, because a constructor may replace what it has made
+        with quiet(), init_empty_weights(include_buffers=False), at_most(2 * len(file.pieces[name])):
             text = name in file.kind.texts
             network = network_class(network_class.config_class(**config)) if text else network_class(**config)
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:

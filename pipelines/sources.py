@@ -191,6 +191,11 @@ def available() -> list[str]:
     return sorted(p.parent.name for p in bundled().glob(f"*/{INDEX}"))
 
 
+def is_single_file(text: str) -> bool:
+    """Whether a model is asked for by the file that holds all of it."""
+    return text.endswith(".safetensors") and not os.path.isdir(text)
+
+
 def is_here(reference: str) -> bool:
     """Whether all folders that a recorded name means come with mmgen or are in the Hub's cache, LoRA's files aside.
 
@@ -249,8 +254,9 @@ def locate(reference: str | Path, *, fetch: bool = True, check: bool = False) ->
             checked[folder] = check_folder(folder)
         return folder
 
-    if asked.model.endswith(".safetensors") and not Path(asked.model).is_dir():
-        base, file = Path(asked.model).absolute(), single_file.look(Path(asked.model))
+    if is_single_file(asked.model):
+        base = Path(asked.model).absolute()
+        file = single_file.look(base)
         index = {"family": file.family}
     else:
         base, file = found(asked.model), None

@@ -17,7 +17,7 @@ import mmgen
 from mmgen.errors import ModelError
 from mmgen.memory import peak_bytes
 from mmgen.pipelines.catalogue import describe, sizes, verify
-from mmgen.pipelines.checkpoint import write_manifest
+from mmgen.pipelines.checkpoint import part_names, write_manifest
 from mmgen.pipelines.loading import write_checkpoint
 from mmgen.pipelines.text_to_image import TextToImage
 
@@ -463,3 +463,10 @@ def test_a_tokenizer_that_is_not_there(tiny_copy: Path, name: str) -> None:
     write_manifest(tiny_copy)
     if name != "vocab.txt":  # tokenizer.json goes before it
         refused(tiny_copy, "tokenizer")
+
+
+def test_an_image_encoder_is_read_beside_a_prior_alone() -> None:
+    encoder, network = ["transformers", "CLIPVisionModelWithProjection"], ["diffusers", "PriorTransformer"]
+    assert "image_encoder" in part_names({"prior": network, "image_encoder": encoder})
+    assert "image_encoder" not in part_names({"unet": network, "image_encoder": encoder})
+    assert "image_encoder" not in part_names({"prior": network, "image_encoder": [None, None]})

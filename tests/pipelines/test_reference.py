@@ -15,7 +15,8 @@ import mmgen
 from mmgen.cli.main import main
 from mmgen.errors import ModelError, UsageError
 from mmgen.images import read_metadata
-from mmgen.pipelines.catalogue import describe, facts
+from mmgen.pipelines.catalogue import describe, facts, verify
+from mmgen.pipelines.diffusers_pipeline import MmgenPipeline
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.reference import Lora, Reference
 from mmgen.types import StageSettings
@@ -45,12 +46,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @given(st.builds(
-    Reference, names.filter(lambda text: "?" not in text), prior=st.none() | names, vae=st.none() | names,
-    loras=st.lists(st.builds(Lora, names, st.floats(-10, 10).map(lambda x: float(f"{x:g}"))), max_size=3).map(tuple),
+    Reference, names, prior=st.none() | names, vae=st.none() | names,
+    loras=st.lists(st.builds(Lora, names, st.floats(-10, 10)), max_size=3).map(tuple),
     upscalers=st.lists(names, max_size=3).map(tuple),
 ))  # fmt: skip
 def test_a_text_says_all_of_a_reference(reference: Reference) -> None:
-    assert Reference.parse(str(reference)) == reference
+    alone = reference == Reference(reference.model)  # a name as it is, which may be that of a folder
+    assert alone or Reference.parse(str(reference)) == reference
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,29 @@ def test_what_cannot_be_meant(
     monkeypatch.chdir(folders["sd"].parent)
     with pytest.raises(UsageError, match=says):
         facts(text)
+
+
+def test_a_name_may_be_longer_than_a_file_system_knows() -> None:
+    text = str(Reference("sd", loras=(Lora("a" * 200 + ".safetensors"),) * 40))
+    assert len(Reference.parse(text).loras) == 40
+
+
+def test_verify_looks_at_every_part(folders: dict[str, Path], tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(folders["other"], tmp_path / "broken"))
+    (weights,) = (broken / "vae").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (problem,) = verify(f"{folders['sd']}?vae={broken}")
+    assert "is no safetensors file" in problem
+    (tmp_path / "x.safetensors").write_bytes(b"none")
+    (problem,) = verify(f"{folders['sd']}?lora={tmp_path / 'x.safetensors'}")
+    assert "x.safetensors is no safetensors file" in problem
+    assert verify(f"{folders['sd']}?vae={folders['other']}") == []
+
+
+def test_a_pipeline_of_diffusers_is_of_one_folder(folders: dict[str, Path]) -> None:
+    text = str(Reference(str(folders["storybook"]), upscalers=(str(folders["storybook"]),)))
+    with pytest.raises(UsageError, match="is no single folder"):
+        MmgenPipeline.from_pretrained(text)
 
 
 def test_a_folder_of_that_very_name_is_itself(tmp_path: Path) -> None:
