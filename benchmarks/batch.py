@@ -34,8 +34,8 @@ from mmgen.models.dual_encoder import DualEncoder
 from mmgen.models.efficient_unet import EfficientUNet
 from mmgen.models.prior import DiffusionPrior
 from mmgen.pipelines.catalogue import describe
-from mmgen.pipelines.sources import find
 from mmgen.pipelines.loading import open_model, write_checkpoint
+from mmgen.pipelines.sources import find
 from mmgen.render.engine import Done, draw
 from mmgen.render.jobs import Job
 from mmgen.render.windows import Budget, batches, windows

@@ -1,12 +1,14 @@
 """What it costs to refuse a folder that is corrupt or hostile: `python benchmarks/hostile.py`.
 
-Each case is a copy of the bundled model with one thing wrong, without its manifest unless the case is about that. A
-fresh process imports mmgen, then loads the folder; counted are seconds, and bytes beyond its peak until then.
+Each case is a copy of the bundled model with one thing wrong, without its manifest unless the case is about that; two
+are of a single file, and of a LoRA for the model. A fresh process imports mmgen, then loads the folder or the file;
+counted are seconds, and bytes beyond its peak until then.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
 import subprocess
@@ -114,8 +116,34 @@ def not_a_number(folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS)
 
 
-# name -> (what is wrong, whether the manifest stays)
-CASES: dict[str, tuple[Callable[[Path], None], bool]] = {
+def many_layers(folder: Path) -> str:
+    """A single file that names 70,000 layers."""
+    text = "cond_stage_model.transformer.text_model."
+    shapes = {
+        "model.diffusion_model.x": [1],
+        "first_stage_model.x": [1],
+        f"{text}embeddings.token_embedding.weight": [1, 64],
+        **{f"{text}encoder.layers.{i}.mlp.fc1.weight": [1, 1] for i in range(70_000)},
+    }
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
+    data, path = json.dumps(header, separators=(",", ":")).encode(), folder.parent / "whole.safetensors"
+    path.write_bytes(len(data).to_bytes(8, "little") + data + bytes(end))
+    return str(path)
+
+
+def lora_of_nan(folder: Path) -> str:
+    path = folder.parent / "lora.safetensors"
+    layer = torch.full((256, 256), torch.nan)
+    names = (f"unet.{i}.lora_{end}.weight" for i in range(100) for end in "AB")
+    save_file({name: layer.clone() for name in names}, path)
+    return f"{folder}?lora={path}"
+
+
+# name -> (what is wrong, whether the manifest stays); what is to be loaded, if it is not the folder, is returned
+CASES: dict[str, tuple[Callable[[Path], str | None], bool]] = {
     "cut off": (truncated, False),
     "one bit flipped, with manifest": (flipped, True),
     "one bit of a header flipped": (flipped_header, False),
@@ -129,6 +157,8 @@ CASES: dict[str, tuple[Callable[[Path], None], bool]] = {
     'the class ["os", "system"]': (class_of_os, False),
     "a pickle": (pickled, False),
     "NaN": (not_a_number, False),
+    "a single file of 70,000 layers": (many_layers, False),
+    "a LoRA of NaN": (lora_of_nan, False),
 }
 
 
@@ -145,9 +175,9 @@ def main() -> None:
             folder = Path(shutil.copytree(bundled, Path(place) / "model"))
             if not manifest:
                 (folder / "manifest.json").unlink()
-            spoil(folder)
+            asked = spoil(folder) or str(folder)
             done = subprocess.run(
-                [sys.executable, "-c", LOAD, str(folder)],
+                [sys.executable, "-c", LOAD, asked],
                 capture_output=True,
                 text=True,
                 check=True,

@@ -29,9 +29,9 @@ COLUMNS = ("stage", "weights", "a picture", "dtype", "at once", "where", "second
 OPTIONS = (
     SIZE,
     click.option("--memory", type=parse_memory, metavar="SIZE",
-                 help="What the run may take of its device, such as 8GB; what is free if not given."),
+                 help="Plan mmgen batch, which may be told what to take of its device, such as 8GB."),
     click.option("--prompts", type=click.IntRange(1, MAX_PROMPTS), metavar="N",
-                 help="Plan mmgen batch over so many pictures, not mmgen generate."),
+                 help="Plan mmgen batch over so many pictures; 1 with --memory alone."),
     click.option("--set", "settings", multiple=True, metavar="STAGE.NAME=VALUE",
                  help="Any setting of any stage; may be repeated."),
     *MACHINE,
@@ -61,8 +61,9 @@ def plan(**given: Any) -> None:
 
     Nothing is drawn. For each stage: the bytes of its weights and of what a picture takes beside them, how many
     pictures it draws at once, and whether its weights stay in memory or are there for its turn only. It is the plan
-    that mmgen generate follows, or mmgen batch with --prompts. Seconds are an estimate, from arithmetic and a speed
-    that is measured in a moment. Exit code 3 if it does not fit.
+    that mmgen generate follows, which takes what is free; with --memory or --prompts the plan of mmgen batch, also for
+    a single picture. Seconds are an estimate, from arithmetic and a speed that is measured in a moment. Exit code 3 if
+    it does not fit.
 
     \b
     mmgen plan --size 1024
@@ -77,7 +78,8 @@ def plan(**given: Any) -> None:
         options.model, "png", options.device, options.dtype, options.attention, memory=options.memory
     )
     opened = setup.open()
-    run = _Run(opened, stages, setup.budget(opened), options.prompts)
+    prompts = 1 if options.prompts is None and options.memory is not None else options.prompts
+    run = _Run(opened, stages, setup.budget(opened), prompts)
     found = run.planned(options.size)
     faster = _faster(run, found)
     if options.as_json:
@@ -132,7 +134,7 @@ def _faster(run: _Run, found: Plan) -> list[str]:
     slowest = max(found.stages, key=lambda stage: stage.seconds or 0)
     if found.seconds and slowest.seconds and (slowest.steps or 1) > 1:
         share = found.pictures * slowest.seconds / found.seconds
-        ways.append(f"fewer --set {slowest.name}.steps: that stage takes {share:.0%} of the time")
+        ways.append(f"fewer --set {slowest.name}.steps: {share:.0%} of the time is that of this stage")
     return ways
 
 
@@ -177,7 +179,11 @@ def _table(found: Plan) -> list[str]:
         "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     room = "" if found.room is None else f" of {_megabytes(found.room)}"
-    lines.append(f"at most at once: {_megabytes(found.peak)}{room}, beside the libraries")
+    if found.room is not None and found.peak > found.room:
+        room += ", and more: weights are there twice while they are read, and a process keeps what it had"
+    lines.append(
+        f"mmgen {found.command}, at most at once: {_megabytes(found.peak)}{room}, beside the libraries"
+    )
     if found.seconds is not None:
         lines.append(f"{found.pictures} to draw: about {found.seconds:,.1f} s, once weights are read")
     return lines

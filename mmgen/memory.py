@@ -137,14 +137,9 @@ def keep_little() -> None:
     _glibc("mallopt", M_MMAP_THRESHOLD, LARGE)
 
 
-def stays(weights: int, device: torch.device, asked: int | None = None) -> bool:
-    """Whether networks of so many bytes stay on a device together: on a CPU always, elsewhere as `Residency` says.
-
-    asked: bytes of the device that a person grants, None: what is free.
-    """
-    if device.type == "cpu":
-        return True
-    return weights <= WEIGHTS_SHARE * (free_bytes(device) if asked is None else asked)
+def stays(weights: int, device: torch.device) -> bool:
+    """Whether networks of so many bytes stay on a device together: on a CPU always, elsewhere as `Residency` says."""
+    return device.type == "cpu" or weights <= WEIGHTS_SHARE * free_bytes(device)
 
 
 class Residency:

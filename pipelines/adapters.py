@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -13,13 +12,12 @@ from torch import Tensor
 from mmgen import threshold
 from mmgen.conditioning import Conditioning, given
 from mmgen.errors import ModelError
-from mmgen.pipelines.families.family import enlargement
+from mmgen.pipelines.families.family import enlargement, limit_of, percentile_of
 from mmgen.schedulers import prediction, schedules
 from mmgen.schedulers.prediction import PredictionKind
 from mmgen.schedulers.schedules import DiscreteSchedule, Spacing
 from mmgen.threshold import Threshold
 
-CLIPPING = ("DDIMScheduler", "DDPMScheduler", "UnCLIPScheduler")  # clip where their files do not say
 PATCH = 8  # side, in latents, of the pictures of one colour by which `colours` learns
 # How the schedulers of diffusers 0.42 visit the training steps where a file, older than the setting, does not say.
 SPACINGS: Mapping[str, Spacing] = {
@@ -184,30 +182,13 @@ def noise_of(config: Mapping[str, Any]) -> tuple[DiscreteSchedule, PredictionKin
     return schedule, kind
 
 
-def limit_of(config: Mapping[str, Any]) -> float | None:
-    """How large the entries of x0 may become in the steps of a scheduler's file; None: it does not say how large.
-
-    Raises ModelError for a value that is none.
-    """
-    if not config.get("clip_sample", config.get("_class_name") in CLIPPING):
-        return None
-    limit = config.get("clip_sample_range", 1.0)
-    if type(limit) not in (int, float) or not 0 < limit < math.inf:
-        raise ModelError(f"scheduler config has clip_sample_range {limit!r}: it must be a positive number")
-    return float(limit)
-
-
 def threshold_of(config: Mapping[str, Any]) -> Threshold:
     """What the steps of a scheduler's file do to x0: by a percentile of each picture, by `limit_of`, or nothing.
 
     Raises ModelError for values that say none of these.
     """
-    if config.get("thresholding"):
-        ratio, cap = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
-        try:
-            return threshold.make(ratio, cap)
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"scheduler config thresholds in no way that is known: {error}") from None
+    if (found := percentile_of(config)) is not None:
+        return threshold.make(*found)
     if (limit := limit_of(config)) is None:
         return threshold.unchanged
     return partial(torch.clamp, min=-limit, max=limit)

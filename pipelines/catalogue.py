@@ -99,7 +99,7 @@ def describe(name_or_folder: str | Path) -> dict[str, Any]:
     Headers alone are read, and nothing is fetched.
     """
     checkpoint = locate(name_or_folder, fetch=False)
-    forms = checkpoint.forms()
+    forms = checkpoint.described_forms()
     return {
         "name": checkpoint.name,
         "family": checkpoint.base.index["family"],
@@ -142,7 +142,7 @@ def _incomplete(name_or_folder: str | Path) -> list[str]:
     """The first thing that folders of sound files lack of their family; empty: nothing."""
     try:
         checkpoint = locate(name_or_folder, fetch=False)
-        checkpoint.forms()
+        checkpoint.described_forms()
         for _, source, part in checkpoint.components():
             source.describe(part)
         for lora in checkpoint.loras:

@@ -187,7 +187,7 @@ class MmgenPipeline(DiffusionPipeline):
         """The components as they are now, joined as their family joins them."""
         index = self.config.index
         family = FAMILIES.get(index.get("family"))
-        if family is None:
+        if family is None or family.join is None:
             raise ModelError(f"index is {index}: it must name its family, one of {', '.join(FAMILIES)}")
         for name, kinds in family.components.items():
             if tuple(self.config[name]) not in kinds:

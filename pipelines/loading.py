@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,6 @@ from mmgen.pipelines.checkpoint import (
     write_manifest,
 )
 from mmgen.pipelines.families import FAMILIES
-from mmgen.pipelines.families.family import draws_nothing
 from mmgen.pipelines.single_file import outline, read_part
 from mmgen.pipelines.sources import Checkpoint, Source, kind_of, locate
 from mmgen.pipelines.text_to_image import TextToImage
@@ -91,8 +89,6 @@ def _model(
     number = choose_dtype(dtype, on)
     checkpoint = locate(name_or_folder, check=True)
     checkpoint.forms()  # so that what joins the parts finds sizes that are numbers
-    if checkpoint.family.join is draws_nothing:
-        checkpoint.stages({})  # which says so, before weights are read
     changes = [(lora.read(Path(one.file)), one.weight) for one in checkpoint.loras]
     build = _read if resident else _outline
     parts: dict[str, Any] = {}
@@ -106,6 +102,7 @@ def _model(
     for name, network in networks.items():
         if network.device.type != "meta":
             _changed(network, _of(name, changes), name)
+    files = {name: source.describe(part)["bytes"] for name, source, part in checkpoint.components()}
     residency = Residency(
         {network: name for name, network in networks.items()},
         on,
@@ -119,6 +116,7 @@ def _model(
         words=read_words(checkpoint.base.folder),
         batch_size=GPU_BATCH if on.type == "cuda" else 1,
         save=lambda out: _copy(checkpoint, out),
+        file_bytes={network: files[name] for name, network in networks.items()},
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +34,8 @@ DOWN, UP, KOHYA_DOWN, KOHYA_UP = "lora_A.weight", "lora_B.weight", "lora_down.we
 SETTINGS = "lora_adapter_metadata"  # where diffusers keeps what a file was trained with, in the header
 ADAPTER = "mmgen"  # peft wants a name
 MAX_BYTES = 8_000_000_000  # of a file, which is read as a whole: those of SDXL with a rank of 256 have 2 GB
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class _Change(NamedTuple):
 def read(path: Path) -> LoraFile:
     """What a .safetensors file of kohya's trainer, of diffusers or of peft changes.
 
-    Raises ModelError for another file, for one that is damaged, whose tensors are no LoRA or hold NaN or infinity, and
-    for one of zeros; UsageError where peft is not installed.
+    Raises ModelError for another file, for one that is damaged or has more than MAX_BYTES, whose tensors are no LoRA or
+    hold NaN or infinity, and for one of zeros; UsageError where peft is not installed.
     """
     if find_spec("peft") is None:
         raise UsageError("LoRA files need peft, which is not installed: pip install 'mmgen[lora]'")
@@ -68,6 +70,9 @@ def read(path: Path) -> LoraFile:
     header = weight_header(path)
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ModelError(f"{path.name} has {size:,} bytes: of a LoRA at most {MAX_BYTES:,} are read")
+    kohya = any(key.startswith(tuple(KOHYA)) for key in header)
+    # a whole model, say, is refused before it is read
+    _by_component(path.name, {key: key for key in header if not (kohya and key.endswith(".alpha"))}, kohya)
     try:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
@@ -77,7 +82,6 @@ def read(path: Path) -> LoraFile:
     if not isinstance(settings, dict):
         raise ModelError(f"{path.name}: its {SETTINGS} is no JSON object")
     _check_numbers(path.name, tensors)
-    kohya = any(key.startswith(tuple(KOHYA)) for key in tensors)
     if kohya:
         tensors = _scaled_by_alpha(path.name, tensors)
     return LoraFile(path.name, _by_component(path.name, tensors, kohya), settings, kohya)
@@ -222,7 +226,7 @@ def _scale(lora: LoraFile, component: str, path: str, rank: int) -> float:
         if strange := [key for key in patterns if not re.fullmatch(r"[\w.]+", key)]:
             raise ValueError(f"its alpha_pattern has {shown(strange[0])}, which is no name of a layer")
         end = next((key for key in patterns if f".{path}".endswith(f".{key}")), None)
-        alpha = settings["lora_alpha"] if end is None else patterns[end]
+        alpha = patterns.get(end, settings["lora_alpha"])
         scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise ModelError(f"{lora.name}: its {SETTINGS} gives no lora_alpha: {told(error)}") from None
@@ -243,10 +247,12 @@ def _scaled_by_alpha(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     return found
 
 
-def _by_component(name: str, tensors: Mapping[str, Tensor], kohya: bool) -> dict[str, dict[str, Tensor]]:
+def _by_component(name: str, tensors: Mapping[str, T], kohya: bool) -> dict[str, dict[str, T]]:
+    """What a file holds, or only its names, by component and by what follows that. Raises ModelError for what is no
+    LoRA."""
     prefixes = KOHYA if kohya else {f"{component}.": component for component in COMPONENTS}
     ends = (KOHYA_DOWN, KOHYA_UP) if kohya else (DOWN, UP, "down.weight", "up.weight")
-    found: dict[str, dict[str, Tensor]] = {}
+    found: dict[str, dict[str, T]] = {}
     for key, value in tensors.items():
         prefix = next((prefix for prefix in prefixes if key.startswith(prefix)), None)
         if prefix is None or not key.endswith(ends):

@@ -24,7 +24,7 @@ from mmgen.pipelines.checkpoint import (
     part_names,
 )
 from mmgen.pipelines.families import FAMILIES, PUBLISHED
-from mmgen.pipelines.families.family import Family, Kind, Upscaler
+from mmgen.pipelines.families.family import Family, Join, Kind, Upscaler
 from mmgen.pipelines.forms import StageForm, sides
 from mmgen.pipelines.reference import Lora, Reference
 from mmgen.pipelines.single_file import SingleFile
@@ -146,7 +146,12 @@ class Checkpoint:
         return digest(self.checked.get(source.folder) or entries(source.folder))
 
     def forms(self) -> tuple[StageForm, ...]:
-        """What its stages are. Raises ModelError where configurations do not fit each other."""
+        """What its stages are. Raises ModelError where configurations do not fit, and for what draws nothing."""
+        self._join()
+        return self.described_forms()
+
+    def described_forms(self) -> tuple[StageForm, ...]:
+        """The same, also of an upscaler or a prior by itself."""
         configs = self.base.configs()
         for source in self.others.values():
             configs |= source.configs()
@@ -163,13 +168,22 @@ class Checkpoint:
         for source in (self.base, *self.others.values()):
             given |= source.told()
         with _of(self.base.folder):
-            stages = self.family.join(given, self.base.index)
+            stages = self._join()(given, self.base.index)
         for number, (source, upscaler) in enumerate(self.upscalers, start=1):
             own = {name: parts[f"upscaler-{number}.{name}"] for name in source.components}
             own |= source.told()
             with _of(source.folder):
                 stages += upscaler.join(own, source.index, _side(stages))
         return stages
+
+    def _join(self) -> Join:
+        """How the parts become stages. Raises ModelError for what draws nothing by itself."""
+        if self.family.join is None:
+            given = "give it as --upscaler of a model that does"
+            if self.family.upscaler is None:
+                given = "give the folder of its decoder as --model, and this one as --prior"
+            raise ModelError(f"checkpoint {self.base.folder.name}: it draws no pictures by itself: {given}")
+        return self.family.join
 
 
 def _side(stages: Sequence[Any]) -> int:

@@ -45,6 +45,7 @@ class TextToImage:
 
     cascade: its stages. name, digest: what is written into pictures. words: all that the model knows, None if that
     cannot be told. batch_size: pictures that run together; one by one a picture has the same bytes in any company.
+    file_bytes: of a network, what the files take that it is read from.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class TextToImage:
         words: frozenset[str] | None = None,
         batch_size: int = 1,
         save: Callable[[Path], None] | None = None,
+        file_bytes: Mapping[torch.nn.Module, int] | None = None,
     ) -> None:
         self.cascade, self.name, self.digest, self.device = cascade, name, digest, device
         self.words, self.batch_size, self._save = words, batch_size, save
+        self.file_bytes = file_bytes or {}
 
     def __repr__(self) -> str:
         return f"TextToImage({self.name}: {' -> '.join(self.stage_names)}, on {self.device})"

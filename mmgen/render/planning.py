@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Literal
 
 import torch
 
@@ -33,10 +34,10 @@ SECONDS = 0.1  # for which either operation is measured
 class StagePlan:
     """How a stage is to run.
 
-    weights: bytes. reading: bytes beside them while they are read: the largest file, which is in memory until all its
-    tensors are as they are drawn with. each: bytes that one picture takes beside the weights, seconds: that it takes;
-    None where shapes alone do not say it. steps: None where it takes none. batch: pictures at once. square: pixels per
-    side of the squares in which it draws, None: in one piece.
+    weights: bytes. reading: bytes beside them while they are read: the files of its largest component, which are in
+    memory, in their own dtype, until all its tensors are as they are drawn with. each: bytes that one picture takes
+    beside the weights, seconds: that it takes; None where shapes alone do not say it. steps: None where it takes none.
+    batch: pictures at once. square: pixels per side of the squares in which it draws, None: in one piece.
     """
 
     name: str
@@ -59,13 +60,15 @@ class StagePlan:
 class Plan:
     """How a run is to go.
 
-    pictures: of the run. room: bytes that it may take, None: not known. resident: all weights are in memory together,
-    else those of a stage for its turn. weights: bytes of all. least: bytes of a room in which nothing is tight.
+    command: of mmgen, which draws so. pictures: of the run. room: bytes that it may take, None: not known. resident:
+    all weights are in memory together, else those of a stage for its turn. weights: bytes of all. least: bytes of a
+    room in which nothing is tight.
     """
 
     model: str
     size: int
     device: str
+    command: Literal["generate", "batch"]
     pictures: int
     room: int | None
     resident: bool
@@ -96,18 +99,17 @@ class Plan:
 
 
 def plan_one(model: TextToImage, request: Request, budget: Budget) -> Plan:
-    """The plan of `mmgen generate`, which draws one picture after the other.
+    """The plan of `mmgen generate`, which draws one picture after the other, in what is free.
 
     model: as `open_model` gives it.
     """
-    asked = budget.room.bytes if budget.room is not None and budget.room.asked else None
     stages = _stages(model, request, lambda stage, _draft, _settings: (stage, 1))
     done = _plan(model, request, budget, 1, stages)
-    resident = stays(done.weights, model.device, asked)
+    resident = stays(done.weights, model.device)
     least = max(
         int(stage.working / WORKING_SHARE) + (done.weights if resident else stage.weights) for stage in stages
     )
-    return replace(done, resident=resident, least=least)
+    return replace(done, command="generate", resident=resident, least=least)
 
 
 def plan_batch(model: TextToImage, request: Request, budget: Budget, pictures: int) -> Plan:
@@ -174,39 +176,41 @@ def _stages(model: TextToImage, request: Request, run: Run) -> tuple[StagePlan, 
             runs, batch = run(stage, draft, settings)
             batch = min([batch, *(before.batch for before in planned)])  # what was parted stays so
             found = cost(runs, draft, settings)
-        planned.append(_planned(runs, settings, found, batch, model.device))
+        planned.append(_planned(runs, settings, found, batch, model))
         draft = None if found is None else found.draft
     return tuple(planned)
 
 
 def _planned(
-    stage: Stage, settings: StageSettings, found: Cost | None, batch: int, device: torch.device
+    stage: Stage, settings: StageSettings, found: Cost | None, batch: int, model: TextToImage
 ) -> StagePlan:
     dtypes = [value.dtype for network in stage.networks for value in network.parameters()]
     dtype = max(set(dtypes), key=dtypes.count, default=torch.float32)
+    read = [model.file_bytes.get(network, 0) for network in stage.networks]
     square = stage.square if isinstance(stage, SuperResStage | VaeStage) else None
     return StagePlan(
         name=stage.name,
         weights=stage_weights(stage),
-        reading=max(map(weight_bytes, stage.networks), default=0) if device.type == "cpu" else 0,
+        reading=max(read, default=0) if model.device.type == "cpu" else 0,
         each=None if found is None else found.bytes,
         dtype=str(dtype).removeprefix("torch."),
         steps=settings.steps,
         batch=batch,
         square=square if square is not None and square < (stage.size or 0) else None,
-        seconds=None if found is None else found.flop / arithmetic_rate(device, dtype),
+        seconds=None if found is None else found.flop / arithmetic_rate(model.device, dtype),
     )
 
 
 def _plan(
     model: TextToImage, request: Request, budget: Budget, pictures: int, stages: tuple[StagePlan, ...]
 ) -> Plan:
-    """Stage by stage, and as if any room were enough."""
+    """Stage by stage, as `mmgen batch` draws, and as if any room were enough."""
     networks = {network for stage in model.cascade.stages for network in stage.networks}
     return Plan(
         model=model.name,
         size=request.size[0],
         device=str(model.device),
+        command="batch",
         pictures=pictures,
         room=None if budget.room is None else budget.room.bytes,
         resident=False,

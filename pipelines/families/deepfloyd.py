@@ -13,7 +13,8 @@ from mmgen.pipelines.families.family import (
     Upscaler,
     check_channels,
     check_told,
-    draws_nothing,
+    limit_of,
+    percentile_of,
     side_of,
 )
 from mmgen.pipelines.forms import (
@@ -105,20 +106,14 @@ def _factor(size: int, side: int) -> int:
 
 def _limited(defaults: StageSettings, scheduler: Mapping[str, Any]) -> StageSettings:
     """The settings with the threshold that a scheduler's file says, and where it says none, with that of its class."""
-    share, cap = scheduler.get("dynamic_thresholding_ratio", 0.995), scheduler.get("sample_max_value", 1.0)
-    if not scheduler.get("thresholding", False):
-        if (most := scheduler.get("clip_sample_range", 1)) != 1:
-            raise ValueError(f"scheduler config has clip_sample_range {most!r}: pictures lie within 1")
-        return replace(defaults, threshold="clip" if scheduler.get("clip_sample", True) else "none")
-    for name, value, fits in (
-        ("dynamic_thresholding_ratio", share, type(share) is float and 0 < share < 1),
-        ("sample_max_value", cap, type(cap) in (int, float) and 1 <= cap <= 100),
-    ):
-        if not fits:
-            raise ValueError(f"scheduler config has {name} {value!r}, which is no threshold")
-    if cap == 1:  # a scale that is never larger clips
-        return replace(defaults, threshold="clip")
-    return replace(defaults, threshold=share, threshold_cap=float(cap))
+    if (found := percentile_of(scheduler)) is not None:
+        share, cap = found
+        if cap == 1:  # a scale that is never larger clips
+            return replace(defaults, threshold="clip")
+        return replace(defaults, threshold=share, threshold_cap=cap)
+    if (limit := limit_of(scheduler)) not in (None, 1):
+        raise ValueError(f"scheduler config has clip_sample_range {limit}: pictures lie within 1")
+    return replace(defaults, threshold="none" if limit is None else "clip")
 
 
 def _enlarged_forms(index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
@@ -134,7 +129,7 @@ FAMILY = Family(
 )
 SUPER_RES = Family(
     components={"unet": UNET},
-    join=draws_nothing,
+    join=None,
     forms=_enlarged_forms,
     data={**SCHEDULER, **NOISING},
     upscaler=Upscaler(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmgen.errors import ModelError
 from mmgen.pipelines.forms import StageForm
 
 MAX_LEVELS = 8  # of a VAE, each of half the side
 # What a U-Net of diffusers may be told besides time and text, or in another way: fields of its configuration.
 TOLD_MORE = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
+CLIPPING = ("DDIMScheduler", "DDPMScheduler", "UnCLIPScheduler")  # clip where their files do not say
 SCHEDULER: Mapping[str, str] = {"scheduler": "scheduler/scheduler_config.json"}
 
 Kind = tuple[str, str]
 """(module, class), as model_index.json has it."""
+Join = Callable[[Mapping[str, Any], Mapping[str, Any]], list[Any]]
+"""(components and data, index) -> stages."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Upscaler:
 class Family:
     """components: name -> what it may be. join: components, data and index -> stages.
 
+    None: it draws no pictures by itself, but is an upscaler or a prior of other models.
     forms: index, the components' config.json and data -> what those stages will be. Both raise ValueError where the
     parts do not fit each other. data: name -> a JSON file of the folder that is no component, and that both are given.
     of_prior: the components and data that lie in a folder of their own, which is published beside this one.
@@ -41,16 +47,11 @@ class Family:
     """
 
     components: Mapping[str, tuple[Kind, ...]]
-    join: Callable[[Mapping[str, Any], Mapping[str, Any]], list[Any]]
+    join: Join | None
     forms: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[StageForm, ...]]
     data: Mapping[str, str] = field(default_factory=dict)
     of_prior: frozenset[str] = frozenset()
     upscaler: Upscaler | None = None
-
-
-def draws_nothing(_parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
-    """The join of a family that is an upscaler alone. Raises ValueError."""
-    raise ValueError("it draws no pictures by itself: give it as --upscaler of a model that does")
 
 
 def side_of(name: str, configs: Mapping[str, Any]) -> int:
@@ -81,6 +82,36 @@ def check_scale(vae: Mapping[str, Any]) -> None:
         raise ValueError(f"vae/config.json: scaling_factor is {scale!r}, and must be a number other than 0")
     if shift is not None and type(shift) not in (int, float):
         raise ValueError(f"vae/config.json: shift_factor is {shift!r}, and must be a number or null")
+
+
+def limit_of(config: Mapping[str, Any]) -> float | None:
+    """How large the entries of x0 may become in the steps of a scheduler's file; None: it does not say how large.
+
+    Raises ModelError for a value that is none.
+    """
+    if not config.get("clip_sample", config.get("_class_name") in CLIPPING):
+        return None
+    limit = config.get("clip_sample_range", 1.0)
+    if type(limit) not in (int, float) or not 0 < limit < math.inf:
+        raise ModelError(f"scheduler config has clip_sample_range {limit!r}: it must be a positive number")
+    return float(limit)
+
+
+def percentile_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The percentile of x0, and the cap of its scale, in the steps of a scheduler's file; None: it says `limit_of`.
+
+    Raises ModelError for values that are none in the settings of a stage.
+    """
+    if not config.get("thresholding"):
+        return None
+    share, cap = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
+    for name, value, fits in (
+        ("dynamic_thresholding_ratio", share, type(share) is float and 0 < share < 1),
+        ("sample_max_value", cap, type(cap) in (int, float) and 1 <= cap <= 100),
+    ):
+        if not fits:
+            raise ModelError(f"scheduler config has {name} {value!r}, which is no threshold")
+    return share, float(cap)
 
 
 def check_channels(unet: Any, channels: int, of: str, kind: str, shown: int = 0) -> None:

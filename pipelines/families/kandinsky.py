@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mmgen.pipelines.families.family import SCHEDULER, Family, Kind, check_channels, enlargement, side_of
+from mmgen.pipelines.families.family import (
+    SCHEDULER,
+    Family,
+    Kind,
+    check_channels,
+    enlargement,
+    limit_of,
+    side_of,
+)
 from mmgen.pipelines.forms import LATENT_TAKES, PRIOR_TAKES, TEXT_TAKES, VAE_TAKES, StageForm
 from mmgen.types import StageSettings
 
@@ -61,7 +69,7 @@ def _kandinsky_2_1(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[
 
 
 def _prior_stage(parts: Mapping[str, Any], encoder: Any) -> Any:
-    from mmgen.pipelines.adapters import limit_of, noise_of
+    from mmgen.pipelines.adapters import noise_of
     from mmgen.pipelines.clip_prior_stage import check_prior
     from mmgen.pipelines.kandinsky_stages import PairPriorStage
 
@@ -103,8 +111,7 @@ def _decoder_stages(
 
 
 def _kandinsky_forms(_index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
-    text, prior, decoder, movq = _forms(configs, LATENT)
-    return text, prior, decoder, movq
+    return _forms(configs, LATENT)
 
 
 def _kandinsky_2_1_forms(_index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
@@ -148,18 +155,11 @@ def _check_told(unet: Any, ways: Mapping[str, Any], widths: Mapping[str, tuple[s
             raise ValueError(f"unet has {name} {unet[name]}, but the {part} gives {width}")
 
 
-def _alone(_parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
-    raise ValueError(ALONE)
-
-
 def _no_forms(_index: Mapping[str, Any], _configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
-    raise ValueError(ALONE)
+    """Of a prior, which is no part of a chain before its decoder is known."""
+    return ()
 
 
-ALONE = (
-    "this is a prior, which draws no pictures by itself: give the folder of its decoder as --model, and this one as "
-    "--prior"
-)
 PRIOR_TEXT: tuple[Kind, ...] = (("transformers", "CLIPTextModelWithProjection"),)
 OF_PRIOR: Mapping[str, tuple[Kind, ...]] = {
     "prior": (("diffusers", "PriorTransformer"),),
@@ -189,4 +189,6 @@ FAMILY_2_1 = Family(
     data=DATA,
     of_prior=frozenset({"prior_text_encoder", *OF_PRIOR, "prior_scheduler"}),
 )
-PRIOR_FAMILY = Family(components={}, join=_alone, forms=_no_forms)
+PRIOR_FAMILY = Family(
+    components={"text_encoder": PRIOR_TEXT, **OF_PRIOR}, join=None, forms=_no_forms, data=SCHEDULER
+)

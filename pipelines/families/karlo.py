@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmgen.pipelines.families.family import TOLD_MORE, Family, Kind, Upscaler, side_of
+from mmgen.pipelines.families.family import TOLD_MORE, Family, Kind, Upscaler, limit_of, side_of
 from mmgen.pipelines.forms import (
     PIXEL_TAKES,
     PLAIN_SUPER_RES_TAKES,
@@ -23,7 +23,7 @@ SUPER_RES = StageSettings(steps=7, sampler="ddpm", threshold="clip")
 
 def _karlo(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
     """Text -> prior -> decoder, both told the text -> super-resolution."""
-    from mmgen.pipelines.adapters import limit_of, noise_of
+    from mmgen.pipelines.adapters import noise_of
     from mmgen.pipelines.clip_prior_stage import ClipPriorStage, check_prior
     from mmgen.pipelines.karlo_stages import KarloDecoderStage
     from mmgen.pipelines.text_stage import TextStage
@@ -48,7 +48,7 @@ def _karlo(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
 
 def _super_res(parts: Mapping[str, Any], _index: Mapping[str, Any], side: int) -> list[Any]:
     """Picture -> the picture in the side of the networks, one of which takes the last step alone."""
-    from mmgen.pipelines.adapters import limit_of, noise_of
+    from mmgen.pipelines.adapters import noise_of
     from mmgen.pipelines.karlo_stages import KarloSuperResStage
 
     first, last = parts["super_res_first"], parts["super_res_last"]

@@ -12,6 +12,7 @@ from mmgen.pipelines.families.family import (
     check_scale,
     check_told,
     enlargement,
+    limit_of,
     side_of,
 )
 from mmgen.pipelines.forms import LATENT_TAKES, PRIOR_TAKES, TEXT_TAKES, VAE_TAKES, StageForm
@@ -24,7 +25,7 @@ DECODER_TAKES = LATENT_TAKES | {"noise_level"}
 
 def _stable_unclip(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
     """Text -> prior; the text once more -> decoder, a U-Net that draws latents -> VAE."""
-    from mmgen.pipelines.adapters import colours, limit_of, noise_of
+    from mmgen.pipelines.adapters import colours, noise_of
     from mmgen.pipelines.clip_prior_stage import ClipPriorStage, check_prior
     from mmgen.pipelines.stable_unclip_stages import NoisedEmbedStage, PriorTextStage
     from mmgen.pipelines.text_stage import TextStage

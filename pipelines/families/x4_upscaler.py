@@ -12,7 +12,6 @@ from mmgen.pipelines.families.family import (
     check_channels,
     check_scale,
     check_told,
-    draws_nothing,
     enlargement,
     side_of,
 )
@@ -90,7 +89,7 @@ def _alone(index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageF
 
 FAMILY = Family(
     components=COMPONENTS,
-    join=draws_nothing,
+    join=None,
     forms=_alone,
     data=DATA,
     upscaler=Upscaler(components=COMPONENTS, join=_x4, forms=_x4_forms, data=DATA),

@@ -88,7 +88,11 @@ def test_help_loads_nothing_heavy() -> None:
             3,
             "error: no model 'storybok': give a folder, or one of",
         ),
-        (["generate", "a fox", "--model", "tests"], 3, "error: tests is no checkpoint: it has no model_index.json"),
+        (
+            ["generate", "a fox", "--model", "tests"],
+            3,
+            "error: tests is no checkpoint: it has no model_index.json",
+        ),
         (
             ["generate", "a fox", "--size", "100"],
             2,
@@ -262,18 +266,19 @@ def test_models_are_listed_described_and_verified(
     }
     names = [{"name": "one", "bytes": 24_700_000}, {"name": "second", "bytes": 1_234_500_000}]
     monkeypatch.setattr(catalogue, "listed", lambda: names)
-    monkeypatch.setattr(catalogue, "describe", lambda name: {"name": name, "components": parts})
+    settings = {"decoder": {"steps": 32, "eta": None}}
+    described = {"name": "one", "settings": settings, "components": parts}
+    monkeypatch.setattr(catalogue, "describe", lambda _name: described)
     monkeypatch.setattr(catalogue, "verify", lambda name: ["decoder/x is missing"] if name == "two" else [])
     assert mmgen_command("models", "list").out.splitlines() == [
         "one             24.7 MB", "second       1,234.5 MB",
     ]  # fmt: skip
     assert mmgen_command("models", "list", "--json").objects() == [names]
     assert mmgen_command("models", "info", "one").out.split() == [
-        "name:", "one", "decoder", "EfficientUNet", "12.3", "M", "parameters,", "24.7", "MB", "BF16",
+        "name:", "one", "--set", "decoder.…:", "steps=32,", "eta",
+        "decoder", "EfficientUNet", "12.3", "M", "parameters,", "24.7", "MB", "BF16",
     ]  # fmt: skip
-    assert mmgen_command("models", "info", "one", "--json").objects() == [
-        {"name": "one", "components": parts}
-    ]
+    assert mmgen_command("models", "info", "one", "--json").objects() == [described]
     assert mmgen_command("models", "verify", "one").out == "one: every file is as it should be\n"
     broken = mmgen_command("models", "verify", "two")
     assert (broken.code, broken.out) == (3, "decoder/x is missing\n")

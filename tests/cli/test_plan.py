@@ -16,6 +16,7 @@ from mmgen.cli.plan import PROMPT
 from mmgen.memory import Residency, Room, stays
 from mmgen.noise import Noise
 from mmgen.pipelines.loading import open_model
+from mmgen.pipelines.sources import locate
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.render.engine import Event, budget_of
@@ -131,13 +132,15 @@ def test_weights_stay_where_planned(model: TextToImage, free: int, monkeypatch: 
     assert plan_one(model, request(model), Budget()).resident
 
 
-def test_what_a_person_grants_counts_and_not_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmgen.memory.free_bytes", lambda _device: 10**12)
-    assert stays(24, torch.device("meta"), asked=48)
-    assert not stays(24, torch.device("meta"), asked=47)
-
-
 # ---- the arithmetic of a plan --------------------------------------------------------------------
+
+
+def test_files_are_in_memory_in_their_own_dtype(tiny: str) -> None:
+    half = open_model(tiny, device="cpu", dtype="bfloat16")
+    stages = {stage.name: stage for stage in plan_one(half, request(half), Budget()).stages}
+    files = {name: source.describe(part)["bytes"] for name, source, part in locate(tiny).components()}
+    assert stages["decoder"].reading == files["decoder"] > 1.9 * stages["decoder"].weights
+    assert stages["super-res-256"].reading == files["super_res"]
 
 
 def test_weights_are_together_or_stage_by_stage(model: TextToImage) -> None:
@@ -190,7 +193,7 @@ def test_a_plan_is_a_table(mmgen_command: Command, tiny: str) -> None:
         "text", "prior", "decoder", "super-res-64", "super-res-256"
     ]  # fmt: skip
     assert all("on cpu" in line and "turn" not in line for line in lines[1:6])
-    assert lines[6].startswith("at most at once: ")
+    assert lines[6].startswith("mmgen generate, at most at once: ")
     assert lines[7].startswith("1 to draw: about ")
 
 
@@ -199,7 +202,7 @@ def test_a_plan_is_an_object(mmgen_command: Command, tiny: str) -> None:
                          "--set", "decoder.steps=7", "--device", "cpu")  # fmt: skip
     assert done.code == 0, done.err
     (found,) = done.objects()
-    assert found["pictures"] == 200
+    assert (found["command"], found["pictures"]) == ("batch", 200)
     assert found["size"] == 64
     assert found["fits"]
     assert not found["resident"]
@@ -216,13 +219,33 @@ def test_its_turn_only(mmgen_command: Command, tiny: str) -> None:
     assert "of 8,000.0 MB" in done.out
 
 
-def test_what_does_not_fit_is_said_with_what_would(mmgen_command: Command, tiny: str) -> None:
+def test_who_asks_for_memory_is_planned_a_batch_which_alone_can_be_told_it(
+    mmgen_command: Command, tiny: str
+) -> None:
+    args = ("plan", "--model", tiny, "--device", "cpu", "--dtype", "float32", "--size", "16", "--json")
+    (whole,) = mmgen_command(*args).objects()
+    assert (whole["command"], whole["resident"]) == ("generate", True)
+    (batch,) = mmgen_command(*args, "--prompts", "1").objects()
+    between = f"{(batch['least'] + whole['least']) / 2e6:.4f}MB"
+    done = mmgen_command(*args, "--memory", between)
+    assert done.code == 0, done.err
+    (found,) = done.objects()
+    assert (found["command"], found["pictures"], found["resident"]) == ("batch", 1, False)
+    assert (found["least"], found["peak"]) == (batch["least"], batch["peak"])
+    said = mmgen_command(*args[:-1], "--memory", between).out
+    assert "mmgen batch, at most at once: " in said
+
+
+def test_what_does_not_fit_is_said_with_what_would(
+    mmgen_command: Command, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     args = ("plan", "--model", tiny, "--device", "cpu", "--dtype", "float32", "--json", "--size", "16")
     (whole,) = mmgen_command(*args).objects()
     (batch,) = mmgen_command(*args, "--prompts", "1").objects()
     assert batch["least"] < whole["least"]
-    between = f"{(batch['least'] + whole['least']) / 2e6:.4f}MB"
-    done = mmgen_command(*args, "--memory", between)
+    between = (batch["least"] + whole["least"]) // 2
+    monkeypatch.setattr("mmgen.memory.free_bytes", lambda _device: between)
+    done = mmgen_command(*args)
     assert done.code == 3
     assert not json.loads(done.out)["fits"]
     assert f"needs {whole['least'] / 1e6:,.1f} MB at least" in done.err
@@ -232,7 +255,9 @@ def test_what_does_not_fit_is_said_with_what_would(mmgen_command: Command, tiny:
     assert "free memory, or choose a smaller model" in less.err
 
 
-def test_smaller_pictures_are_offered(mmgen_command: Command, tiny: str) -> None:
+def test_smaller_pictures_are_offered(
+    mmgen_command: Command, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     args = (
         "plan",
         "--model",
@@ -245,7 +270,8 @@ def test_smaller_pictures_are_offered(mmgen_command: Command, tiny: str) -> None
         "super-res-256.noise_level=0.1",
     )
     (least,) = {found["least"] for found in mmgen_command(*args, "--json").objects()}
-    done = mmgen_command(*args, "--memory", f"{(least - 100_000) / 1e6:.4f}MB")
+    monkeypatch.setattr("mmgen.memory.free_bytes", lambda _device: least - 100_000)
+    done = mmgen_command(*args)
     assert done.code == 3
     assert "draw 64 px, which needs" in done.err
     assert "or choose --dtype bfloat16, which needs about half" in done.err

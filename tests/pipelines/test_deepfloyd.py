@@ -30,11 +30,10 @@ from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
-from mmgen.render.jobs import Job
 from mmgen.schedulers.schedules import DiscreteSchedule, FlowSchedule, cosine_betas, preset_times
 from mmgen.types import PRESETS, SAMPLERS, Request, StageSettings
 from tests.checkpoints import write_clip, write_deepfloyd
-from tests.render.whole import render
+from tests.render.whole import in_parts, is_read_per_turn, one_by_one, three_jobs, together
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -173,6 +172,7 @@ def test_a_preset_says_how_many_steps_it_takes(pipe: TextToImage, folder: Path) 
         ({"sample_max_value": 1.0}, "clip", None),
         ({"thresholding": False}, "clip", None),
         ({"thresholding": False, "clip_sample": False}, "none", None),
+        ({"thresholding": False, "clip_sample": False, "clip_sample_range": 2.0}, "none", None),
     ],
 )
 def test_thresholds_are_those_of_the_schedulers_file(
@@ -196,6 +196,7 @@ def test_thresholds_are_those_of_the_schedulers_file(
         ({"dynamic_thresholding_ratio": "0.9"}, "dynamic_thresholding_ratio '0.9', which is no threshold"),
         ({"sample_max_value": 0.5}, "sample_max_value 0.5, which is no threshold"),
         ({"thresholding": False, "clip_sample_range": 2.0}, "clip_sample_range 2.0: pictures lie within 1"),
+        ({"thresholding": False, "clip_sample_range": "1"}, "clip_sample_range '1': it must be a positive"),
     ],
 )
 def test_thresholds_that_are_none(copy: Path, changes: dict[str, Any], says: str) -> None:
@@ -203,6 +204,18 @@ def test_thresholds_that_are_none(copy: Path, changes: dict[str, Any], says: str
     for read in (load, facts):
         with pytest.raises(ModelError, match=says):
             read(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "threshold"), [("DDIMScheduler", "clip"), ("DPMSolverMultistepScheduler", "none")]
+)
+def test_where_a_file_does_not_say_its_class_does(copy: Path, name: str, threshold: str) -> None:
+    path = copy / "scheduler" / "scheduler_config.json"
+    rewrite(path, _class_name=name, thresholding=False)
+    kept = {key: value for key, value in json.loads(path.read_text("utf-8")).items() if "clip" not in key}
+    path.write_text(json.dumps(kept), "utf-8")
+    assert facts(copy).request(PROMPT, 3).stages["decoder"].threshold == threshold
+    assert load(copy).request(PROMPT, seeds=[3]).stages["decoder"].threshold == threshold
 
 
 def test_what_the_picture_depends_on(pipe: TextToImage) -> None:
@@ -296,17 +309,16 @@ def test_what_overflows_in_half_precision_stays_in_float32(folder: Path) -> None
 
 
 def test_stage_by_stage_gives_the_same_bytes(pipe: TextToImage, folder: Path, tmp_path: Path) -> None:
-    asked = [(PROMPT, ""), ("two dogs", "snow"), ("a boat", "")]
-    jobs = [
-        Job(i, i, pipe.request(prompt, seeds=[i], negative_prompt=negative, stages=FAST), f"{i}.png")
-        for i, (prompt, negative) in enumerate(asked, 1)
-    ]
-    done: dict[int, Any] = {}
-    model = open_model(folder, "cpu", "float32")
-    render(jobs, model, lambda one: done.update({one.job.index: one.image}), folder=tmp_path)
-    assert {i: image.tobytes() for i, image in done.items()} == {
-        job.index: pipe.run(job.request).images[0].tobytes() for job in jobs
-    }
+    model, jobs = open_model(folder, "cpu", "float32"), three_jobs(pipe, FAST)
+    assert together(jobs, model, tmp_path) == one_by_one(jobs, pipe)
+    assert is_read_per_turn(model)
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_pictures(
+    pipe: TextToImage, folder: Path, tmp_path: Path
+) -> None:
+    model, jobs = open_model(folder, "cpu", "float32"), three_jobs(pipe, FAST)
+    assert in_parts(jobs, model, tmp_path) == one_by_one(jobs, pipe)
 
 
 def test_the_commands_take_such_a_folder(

@@ -254,7 +254,7 @@ def test_components_that_do_not_fit_are_refused(
         changed(face, **components)
 
 
-@pytest.mark.parametrize("index", [None, {"family": "karlo"}])
+@pytest.mark.parametrize("index", [None, {"family": "imagen"}, {"family": "x4-upscaler"}])
 def test_an_index_without_a_known_family_is_refused(
     face: MmgenPipeline, index: dict[str, Any] | None
 ) -> None:

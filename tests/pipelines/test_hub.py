@@ -396,7 +396,9 @@ def test_without_a_network(person: Person) -> None:
     person.address = "http://127.0.0.1:1"
     outcome = person.types("generate", "a cat", "--model", NAME)
     assert outcome.code == 3
-    assert outcome.err.startswith(f"error: {NAME} is no folder, it is not in the cache as a whole, and the Hub ")
+    assert outcome.err.startswith(
+        f"error: {NAME} is no folder, it is not in the cache as a whole, and the Hub "
+    )
     assert outcome.err.count("\n") == 1
 
 

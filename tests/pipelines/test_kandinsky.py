@@ -48,20 +48,20 @@ from mmgen.images import read_metadata
 from mmgen.models.vision import read_vision, zero_embed
 from mmgen.noise import Noise
 from mmgen.pipelines import vae_stage
-from mmgen.pipelines.adapters import limit_of, movq_colours, threshold_of
-from mmgen.pipelines.catalogue import describe, facts, verify
+from mmgen.pipelines.adapters import movq_colours, threshold_of
+from mmgen.pipelines.catalogue import describe, facts, sizes, verify
 from mmgen.pipelines.clock import Clock
+from mmgen.pipelines.families.family import limit_of
 from mmgen.pipelines.kandinsky_stages import MovqStage
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
-from mmgen.render.engine import Done
 from mmgen.render.jobs import Job
 from mmgen.render.windows import Budget
 from mmgen.schedulers.schedules import cosine_betas
 from mmgen.types import SAMPLERS, StageSettings
 from tests.checkpoints import LETTERS, WORDS, awake, write_clip
-from tests.render.whole import render
+from tests.render.whole import in_parts, is_read_per_turn, one_by_one, render, three_jobs, together
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -418,41 +418,16 @@ def jobs_of(pipe: TextToImage) -> list[Job]:
 def test_stage_by_stage_gives_the_same_bytes(
     pipe: TextToImage, folders: tuple[Path, Path], tmp_path: Path, budget: Budget
 ) -> None:
-    model, jobs = open_model(both(folders), "cpu", "float32"), jobs_of(pipe)
-    done: dict[int, Any] = {}
-    render(jobs, model, lambda one: done.update({one.job.index: one.image}), folder=tmp_path, budget=budget)
-    assert {i: image.tobytes() for i, image in done.items()} == {
-        job.index: pipe.run(job.request).images[0].tobytes() for job in jobs
-    }
-    networks = [network for stage in model.cascade.stages for network in stage.networks]
-    assert all(parameter.is_meta for network in networks for parameter in network.parameters())
+    model, jobs = open_model(both(folders), "cpu", "float32"), three_jobs(pipe, FAST)
+    assert together(jobs, model, tmp_path, budget=budget) == one_by_one(jobs, pipe)
+    assert is_read_per_turn(model)
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_pictures(
     pipe: TextToImage, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    model, jobs = open_model(both(folders), "cpu", "float32"), jobs_of(pipe)
-    done: dict[int, bytes] = {}
-
-    def kept(one: Done) -> None:
-        assert isinstance(one.image, Image.Image)
-        done[one.job.index] = one.image.tobytes()
-
-    counts = []
-    for asked in (3, 6, 10_000):
-        left = iter([False] * asked)
-        render(
-            jobs,
-            model,
-            kept,
-            folder=tmp_path,
-            done=lambda job: job.index in done,
-            stop=lambda left=left: next(left, True),
-            budget=Budget(batches=1),
-        )
-        counts.append(len(done))
-    assert 0 < counts[1] < counts[2] == len(jobs)
-    assert done == {job.index: pipe.run(job.request).images[0].tobytes() for job in jobs}
+    model, jobs = open_model(both(folders), "cpu", "float32"), three_jobs(pipe, FAST)
+    assert in_parts(jobs, model, tmp_path) == one_by_one(jobs, pipe)
 
 
 def test_the_picture_of_a_movq_is_decoded_in_squares(
@@ -561,6 +536,14 @@ def test_a_decoder_or_a_prior_alone_says_what_is_to_be_given(folders: tuple[Path
             read(decoder)
         with pytest.raises(ModelError, match=r"draws no pictures by itself: .* this one as --prior"):
             read(prior)
+    with pytest.raises(
+        ModelError, match=r"give the folder of its decoder as --model, and this one as --prior"
+    ):
+        sizes(prior)
+    found = describe(prior)
+    assert (found["stages"], found["sides"]) == ([], [])
+    assert found["components"]["prior"]["class"] == "PriorTransformer"
+    assert verify(prior) == []
 
 
 @pytest.mark.parametrize(
@@ -677,9 +660,15 @@ def test_what_limits_x0(config: dict[str, Any], bound: float | None) -> None:
     [
         ({"clip_sample_range": 0}, "clip_sample_range 0: it must be a positive number"),
         ({"clip_sample_range": "1"}, "clip_sample_range '1'"),
-        ({"thresholding": True, "sample_max_value": 0.5}, "a bound on the scale is at least 1"),
-        ({"thresholding": True, "dynamic_thresholding_ratio": None}, "thresholds in no way that is known"),
-        ({"thresholding": True, "dynamic_thresholding_ratio": 2}, r"it must lie in \(0, 1\]"),
+        ({"thresholding": True, "sample_max_value": 0.5}, "sample_max_value 0.5, which is no threshold"),
+        (
+            {"thresholding": True, "dynamic_thresholding_ratio": None},
+            "dynamic_thresholding_ratio None, which is no",
+        ),
+        (
+            {"thresholding": True, "dynamic_thresholding_ratio": 2},
+            "dynamic_thresholding_ratio 2, which is no threshold",
+        ),
     ],
 )
 def test_a_limit_that_is_none_is_refused(config: dict[str, Any], says: str) -> None:

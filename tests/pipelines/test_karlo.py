@@ -25,9 +25,10 @@ from mmgen.cli.main import main
 from mmgen.errors import ModelError, UsageError
 from mmgen.images import read_metadata
 from mmgen.noise import Noise
-from mmgen.pipelines.adapters import limit_of, noise_of
+from mmgen.pipelines.adapters import noise_of
 from mmgen.pipelines.catalogue import describe, facts, verify
 from mmgen.pipelines.clock import Clock
+from mmgen.pipelines.families.family import limit_of
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
@@ -36,7 +37,7 @@ from mmgen.render.windows import Budget
 from mmgen.schedulers.schedules import cosine_betas
 from mmgen.types import SAMPLERS, StageSettings
 from tests.checkpoints import write_clip, write_deepfloyd
-from tests.render.whole import render
+from tests.render.whole import in_parts, is_read_per_turn, one_by_one, together
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -483,41 +484,15 @@ def test_stage_by_stage_gives_the_same_bytes(
     pipe: TextToImage, folder: Path, tmp_path: Path, budget: Budget
 ) -> None:
     model, jobs = open_model(folder, "cpu", "float32"), jobs_of(pipe)
-    done: dict[int, bytes] = {}
-    render(
-        jobs,
-        model,
-        lambda one: done.update({one.job.index: one.image.tobytes()}),  # type: ignore[union-attr]
-        folder=tmp_path,
-        budget=budget,
-    )
-    assert done == {job.index: pipe.run(job.request).images[0].tobytes() for job in jobs}
-    networks = [network for stage in model.cascade.stages for network in stage.networks]
-    assert len(networks) == 6
-    assert all(p.is_meta for network in networks for p in network.parameters())
+    assert together(jobs, model, tmp_path, budget=budget) == one_by_one(jobs, pipe)
+    assert is_read_per_turn(model)
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_pictures(
     pipe: TextToImage, folder: Path, tmp_path: Path
 ) -> None:
     model, jobs = open_model(folder, "cpu", "float32"), jobs_of(pipe)
-    whole = {job.index: pipe.run(job.request).images[0].tobytes() for job in jobs}
-    done: dict[int, bytes] = {}
-    for asked in range(1, 14, 3):
-        left = iter([False] * asked)
-        part = dict(done)
-        render(
-            jobs,
-            model,
-            lambda one, part=part: part.update({one.job.index: one.image.tobytes()}),
-            folder=tmp_path,
-            done=lambda job, part=part: job.index in part,
-            stop=lambda left=left: next(left, True),
-            budget=Budget(batches=1),
-        )
-        assert part.keys() >= done.keys()
-        done = part
-    assert done == whole
+    assert in_parts(jobs, model, tmp_path) == one_by_one(jobs, pipe)
 
 
 def test_the_prior_of_another_folder(pipe: TextToImage, folder: Path, copy: Path, tmp_path: Path) -> None:

@@ -395,7 +395,7 @@ def test_a_manifest_that_leaves_the_folder(tiny_copy: Path, path: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("family", "karlo", "of family 'karlo': mmgen knows storybook"),
+        ("family", "imagen", "of family 'imagen': mmgen knows storybook"),
         ("family", None, "of family"),
         ("family", ["storybook"], "of family"),
         ("decoder", ["os", "system"], "component 'decoder' is"),

@@ -413,6 +413,24 @@ def test_files_that_are_damaged_or_of_another_kind(file: Path, tmp_path: Path) -
         lora.read(file)
 
 
+def test_a_file_that_is_too_large(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora, "MAX_BYTES", 1000)
+    with pytest.raises(ModelError, match=r"kohya\.safetensors has [0-9,]+ bytes: of a LoRA at most 1,000"):
+        lora.read(file)
+
+
+def test_what_is_no_lora_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError
+
+    save_file({"model.diffusion_model.out.2.bias": torch.ones(4)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(lora, "safe_open", read)
+    with pytest.raises(ModelError, match="which is of no LoRA that mmgen can add"):
+        lora.read(tmp_path / "model.safetensors")
+
+
 def _tensors(data: bytes, folder: Path) -> dict[str, Tensor]:
     (folder / "whole.safetensors").write_bytes(data)
     return load_file(folder / "whole.safetensors")
@@ -428,7 +446,9 @@ def _tensors(data: bytes, folder: Path) -> dict[str, Tensor]:
         ({"unet.lora_alpha": "x"}, "gives no lora_alpha"),
         ({"unet.lora_alpha": float("nan")}, "gives the lora_alpha nan"),
         ({"unet.lora_alpha": 1, "unet.alpha_pattern": [1]}, "gives no lora_alpha"),
-        ({"unet.lora_alpha": 1, "unet.alpha_pattern": {"(": 1}}, "gives no lora_alpha"),
+        ({"unet.lora_alpha": 1, "unet.alpha_pattern": "conv_in"}, "gives no lora_alpha"),
+        ({"unet.lora_alpha": 1, "unet.alpha_pattern": {"(": 1}}, r"has '\(', which is no name of a layer"),
+        ({"unet.lora_alpha": 1, "unet.alpha_pattern": {"(c+)+$": 1}}, "which is no name of a layer"),
     ],
 )
 def test_settings_that_cannot_be_meant(folder: Path, tmp_path: Path, settings: Any, says: str) -> None:

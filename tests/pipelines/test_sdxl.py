@@ -37,10 +37,9 @@ from tests.pipelines.test_stable_diffusion import (
     STEPS,
     TOLERANCE,
     assert_same,
-    jobs_of,
     rewrite,
 )
-from tests.render.whole import render
+from tests.render.whole import in_parts, is_read_per_turn, one_by_one, three_jobs, together
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -264,37 +263,22 @@ def test_half_precision_does_not_reach_a_vae_that_overflows_in_it(folder: Path) 
 def test_stage_by_stage_gives_the_same_bytes(
     pipe: TextToImage, folder: Path, tmp_path: Path, budget: Budget
 ) -> None:
-    model, done = open_model(folder, "cpu", "float32"), {}
-    jobs = jobs_of(pipe)
-    render(jobs, model, lambda one: done.update({one.job.index: one.image}), folder=tmp_path, budget=budget)
-    assert {i: image.tobytes() for i, image in done.items()} == {
-        job.index: pipe.run(job.request).images[0].tobytes() for job in jobs
-    }
-    networks = [network for stage in model.cascade.stages for network in stage.networks]
-    assert len(networks) == 4
-    assert all(parameter.is_meta for network in networks for parameter in network.parameters())
+    model, jobs = (
+        open_model(folder, "cpu", "float32"),
+        three_jobs(pipe, FAST, {"decoder": StageSettings(steps=3)}),
+    )
+    assert together(jobs, model, tmp_path, budget=budget) == one_by_one(jobs, pipe)
+    assert is_read_per_turn(model)
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_pictures(
     pipe: TextToImage, folder: Path, tmp_path: Path
 ) -> None:
-    model, jobs = open_model(folder, "cpu", "float32"), jobs_of(pipe)
-    done: dict[int, bytes] = {}
-    for asked in range(1, 10):
-        left = iter([False] * asked)
-        part = dict(done)
-        render(
-            jobs,
-            model,
-            lambda one, part=part: part.update({one.job.index: one.image.tobytes()}),
-            folder=tmp_path,
-            done=lambda job, part=part: job.index in part,
-            stop=lambda left=left: next(left, True),
-            budget=Budget(batches=1),
-        )
-        assert part.keys() >= done.keys()
-        done = part
-    assert done == {job.index: pipe.run(job.request).images[0].tobytes() for job in jobs}
+    model, jobs = (
+        open_model(folder, "cpu", "float32"),
+        three_jobs(pipe, FAST, {"decoder": StageSettings(steps=3)}),
+    )
+    assert in_parts(jobs, model, tmp_path) == one_by_one(jobs, pipe)
 
 
 def test_every_step_can_be_looked_at(pipe: TextToImage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -599,6 +600,44 @@ def test_tensors_that_do_not_fit(
         read(with_tokenizer(changed(models("1"), tmp_path, changes), models("1")))
 
 
+TEXT = "cond_stage_model.transformer.text_model."
+LAYER = TEXT + "encoder.layers.{}.mlp.fc1.weight"
+DEEP = "model.diffusion_model.middle_block.1.transformer_blocks.{}.attn2.to_k.weight"
+WIDE = "model.diffusion_model.input_blocks.{}.0.out_layers.3.weight"
+DECODER = "first_stage_model.encoder.down.0.block.{}.conv1.weight"
+MANY = single_file.MAX_LAYERS + 3
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [
+        ({LAYER.format(i): [1, 1] for i in range(MANY)}, "more than 1,000 layers such as encoder.layers.0"),
+        ({DEEP.format(i): [1, 1] for i in range(MANY)}, "more than 1,000 layers such as model.diffusion"),
+        ({DECODER.format(i): [1, 1] for i in range(MANY)}, "more than 1,000 layers such as first_stage"),
+        ({WIDE.format(i): [32, 1] for i in range(MANY)}, "more than 1,000 blocks on the way down"),
+        ({f"{TEXT}embeddings.position_embedding.weight": [2**20, 1]}, "has the shape [1048576, 1]"),
+    ],
+)
+def test_sizes_that_no_network_has(
+    models: Callable[[str], Model], tmp_path: Path, shapes: dict[str, list[int]], says: str
+) -> None:
+    own = {name: list(value.shape) for name, value in models("1").tensors.items()}
+    path = write_header(tmp_path / "vast.safetensors", own | shapes)
+    with pytest.raises(ModelError, match=re.escape(says)):
+        single_file.look(path)
+
+
+def test_no_network_is_built_that_the_file_cannot_fill(
+    models: Callable[[str], Model], tmp_path: Path
+) -> None:
+    """Each layer is told by one small tensor, and would have twenty."""
+    own = {name: list(value.shape) for name, value in models("1").tensors.items()}
+    path = write_header(tmp_path / "vast.safetensors", own | {DEEP.format(i): [64, 64] for i in range(300)})
+    file = single_file.look(path)
+    with pytest.raises(ModelError, match=r"unet is no UNet2DConditionModel .* far more parameters than"):
+        single_file.outline(file, "unet")
+
+
 def test_a_file_of_zeros(models: Callable[[str], Model], tmp_path: Path) -> None:
     shapes = {name: list(value.shape) for name, value in models("1").tensors.items()}
     path = write_header(tmp_path / "zeros.safetensors", shapes)
@@ -624,6 +663,37 @@ def test_without_a_tokenizer_it_is_said_what_to_do(models: Callable[[str], Model
         mmgen.load(path)
 
 
+def test_a_tokenizer_that_lies_elsewhere(models: Callable[[str], Model], tmp_path: Path) -> None:
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    file = single_file.look(changed(models("1"), beside, {}))
+    shutil.copytree(models("1").folder / "tokenizer", tmp_path / "tokenizer")
+    (beside / "tokenizer").symlink_to(tmp_path / "tokenizer")
+    _both_refuse(file, "^tokenizer is a link that leads out of the folder")
+    (beside / "tokenizer").unlink()
+    shutil.move(tmp_path / "tokenizer", beside / "tokenizer")
+    (tmp_path / "secret").write_text("{}", "utf-8")
+    (beside / "tokenizer" / "special.json").symlink_to(tmp_path / "secret")
+    _both_refuse(file, "^tokenizer/special.json is a link that leads out of the folder")
+
+
+def _both_refuse(file: single_file.SingleFile, says: str) -> None:
+    """What counts for the digest, and what is loaded."""
+    with pytest.raises(ModelError, match=says):
+        file.read_files()
+    with pytest.raises(ModelError, match=says):
+        single_file.read_part(file, "text_encoder", torch.float32)
+
+
+def test_pipes_beside_the_tokenizer_are_not_read(models: Callable[[str], Model], tmp_path: Path) -> None:
+    path = with_tokenizer(changed(models("1"), tmp_path, {}), models("1"))
+    os.mkfifo(path.parent / "tokenizer" / "pipe.json")
+    (path.parent / "tokenizer" / "folder.json").mkdir()
+    names = single_file.look(path).read_files().keys()
+    assert "tokenizer/tokenizer.json" in names
+    assert not names & {"tokenizer/pipe.json", "tokenizer/folder.json"}
+
+
 def test_a_tokenizer_of_another_model(models: Callable[[str], Model], tmp_path: Path) -> None:
     more = [*PIECES[:-2], "ab", *PIECES[-2:]]
     beside = CLIPTokenizer(vocab={piece: i for i, piece in enumerate(more)}, merges=[])
@@ -646,6 +716,22 @@ def test_a_file_is_loaded_as_a_folder_is(models: Callable[[str], Model], tmp_pat
     assert catalogue.facts(path).digest != facts.digest
     with pytest.raises(UsageError, match="no single folder"):
         whole.save_pretrained(tmp_path / "saved")
+
+
+def test_its_own_name_is_no_part_of_the_digest(models: Callable[[str], Model], tmp_path: Path) -> None:
+    path = with_tokenizer(changed(models("1"), tmp_path, {}), models("1"))
+    digest = catalogue.facts(path).digest
+    assert catalogue.facts(path.rename(tmp_path / "renamed.safetensors")).digest == digest
+
+
+def test_it_is_read_from_where_it_was_looked_at(
+    models: Callable[[str], Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(models("1"), tmp_path, {})
+    monkeypatch.chdir(tmp_path)
+    file = single_file.look(Path("changed.safetensors"))
+    monkeypatch.chdir("/")
+    single_file.read_part(file, "vae", torch.float32)
 
 
 def test_ema_weights_are_not_read(models: Callable[[str], Model], tmp_path: Path) -> None:

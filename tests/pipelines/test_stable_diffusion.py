@@ -45,7 +45,7 @@ from mmgen.render.windows import Budget
 from mmgen.types import SAMPLERS, StageSettings
 from tests.checkpoints import BETAS, write_bert, write_scheduler, write_stable_diffusion
 from tests.pipelines.test_residency import CUDA, FakeDevice, same
-from tests.render.whole import render
+from tests.render.whole import in_parts, is_read_per_turn, one_by_one, render, three_jobs, together
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -221,42 +221,22 @@ def jobs_of(pipe: TextToImage) -> list[Job]:
 def test_stage_by_stage_gives_the_same_bytes(
     pipe: TextToImage, folder: Path, tmp_path: Path, budget: Budget
 ) -> None:
-    model, done = open_model(folder, "cpu", "float32"), {}
-    jobs = jobs_of(pipe)
-    render(jobs, model, lambda one: done.update({one.job.index: one.image}), folder=tmp_path, budget=budget)
-    assert {i: image.tobytes() for i, image in done.items()} == {
-        job.index: pipe.run(job.request).images[0].tobytes() for job in jobs
-    }
-    assert all(
-        p.is_meta
-        for stage in model.cascade.stages
-        for network in stage.networks
-        for p in network.parameters()
+    model, jobs = (
+        open_model(folder, "cpu", "float32"),
+        three_jobs(pipe, FAST, {"decoder": StageSettings(steps=3)}),
     )
+    assert together(jobs, model, tmp_path, budget=budget) == one_by_one(jobs, pipe)
+    assert is_read_per_turn(model)
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_pictures(
     pipe: TextToImage, folder: Path, tmp_path: Path
 ) -> None:
-    model, jobs = open_model(folder, "cpu", "float32"), jobs_of(pipe)
-    whole: dict[int, bytes] = {}
-    render(jobs, model, lambda one: whole.update({one.job.index: one.image.tobytes()}), folder=tmp_path)
-    done: dict[int, bytes] = {}
-    for asked in range(1, 10):
-        left = iter([False] * asked)
-        part = dict(done)
-        render(
-            jobs,
-            model,
-            lambda one, part=part: part.update({one.job.index: one.image.tobytes()}),
-            folder=tmp_path,
-            done=lambda job, part=part: job.index in part,
-            stop=lambda left=left: next(left, True),
-            budget=Budget(batches=1),
-        )
-        assert part.keys() >= done.keys()
-        done = part
-    assert done == whole
+    model, jobs = (
+        open_model(folder, "cpu", "float32"),
+        three_jobs(pipe, FAST, {"decoder": StageSettings(steps=3)}),
+    )
+    assert in_parts(jobs, model, tmp_path) == one_by_one(jobs, pipe)
 
 
 def test_each_stage_has_the_device_for_itself(
@@ -467,7 +447,10 @@ def test_what_is_passed_by_may_be_there(copy: Path, pipe: TextToImage) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"_class_name": "LattePipeline"}, r"is of class 'LattePipeline': mmgen knows StableDiffusionPipeline"),
+        (
+            {"_class_name": "LattePipeline"},
+            r"is of class 'LattePipeline': mmgen knows StableDiffusionPipeline",
+        ),
         ({"_class_name": ["os", "system"]}, r"is of class \['os', 'system'\]: mmgen knows"),
         (
             {"unet": ["os", "system"]},

@@ -28,12 +28,11 @@ from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
-from mmgen.render.jobs import Job
 from mmgen.render.windows import Budget
 from mmgen.types import SAMPLERS, StageSettings
 from tests.checkpoints import BETAS, write_stable_diffusion
 from tests.pipelines.test_karlo import WIDTH, rewrite, write_clip_with_projection, write_prior
-from tests.render.whole import render
+from tests.render.whole import in_parts, is_read_per_turn, one_by_one, three_jobs, together
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -268,55 +267,22 @@ def test_half_precision_draws(folder: Path) -> None:
 # ---- stage by stage ------------------------------------------------------------------------------
 
 
-def jobs_of(pipe: TextToImage) -> list[Job]:
-    more = {**FAST, "decoder": StageSettings(steps=3, noise_level=0.3)}
-    asked = [(PROMPT, "", FAST), ("two dogs", "snow", FAST), ("a boat", "", more)]
-    return [
-        Job(i, i, pipe.request(prompt, seeds=[i], negative_prompt=negative, stages=stages), f"{i}.png")
-        for i, (prompt, negative, stages) in enumerate(asked, 1)
-    ]
-
-
 @pytest.mark.parametrize("budget", [Budget(), Budget(memory=0)])
 def test_stage_by_stage_gives_the_same_bytes(
     pipe: TextToImage, folder: Path, tmp_path: Path, budget: Budget
 ) -> None:
-    model, jobs = open_model(folder, "cpu", "float32"), jobs_of(pipe)
-    done: dict[int, bytes] = {}
-    render(
-        jobs,
-        model,
-        lambda one: done.update({one.job.index: one.image.tobytes()}),  # type: ignore[union-attr]
-        folder=tmp_path,
-        budget=budget,
-    )
-    assert done == {job.index: pipe.run(job.request).images[0].tobytes() for job in jobs}
-    networks = [network for stage in model.cascade.stages for network in stage.networks]
-    assert len(networks) == 6
-    assert all(p.is_meta for network in networks for p in network.parameters())
+    model = open_model(folder, "cpu", "float32")
+    jobs = three_jobs(pipe, FAST, {**FAST, "decoder": StageSettings(steps=3, noise_level=0.3)})
+    assert together(jobs, model, tmp_path, budget=budget) == one_by_one(jobs, pipe)
+    assert is_read_per_turn(model)
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_pictures(
     pipe: TextToImage, folder: Path, tmp_path: Path
 ) -> None:
-    model, jobs = open_model(folder, "cpu", "float32"), jobs_of(pipe)
-    whole = {job.index: pipe.run(job.request).images[0].tobytes() for job in jobs}
-    done: dict[int, bytes] = {}
-    for asked in range(1, 20, 3):
-        left = iter([False] * asked)
-        part = dict(done)
-        render(
-            jobs,
-            model,
-            lambda one, part=part: part.update({one.job.index: one.image.tobytes()}),
-            folder=tmp_path,
-            done=lambda job, part=part: job.index in part,
-            stop=lambda left=left: next(left, True),
-            budget=Budget(batches=1),
-        )
-        assert part.keys() >= done.keys()
-        done = part
-    assert done == whole
+    model = open_model(folder, "cpu", "float32")
+    jobs = three_jobs(pipe, FAST, {**FAST, "decoder": StageSettings(steps=3, noise_level=0.3)})
+    assert in_parts(jobs, model, tmp_path) == one_by_one(jobs, pipe)
 
 
 # ---- with the prior of another folder ------------------------------------------------------------

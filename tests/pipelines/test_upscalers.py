@@ -35,7 +35,7 @@ from mmgen.errors import ModelError, UsageError
 from mmgen.images import read_metadata
 from mmgen.noise import Noise
 from mmgen.pipelines import loading
-from mmgen.pipelines.catalogue import describe, facts, verify
+from mmgen.pipelines.catalogue import describe, facts, sizes, verify
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.editing import Known
 from mmgen.pipelines.families import FAMILIES
@@ -44,13 +44,11 @@ from mmgen.pipelines.reference import Reference
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.pipelines.upscaling import UpscalerVaeStage
-from mmgen.render.engine import Done
 from mmgen.render.estimate import picture_bytes
-from mmgen.render.jobs import Job
 from mmgen.schedulers.schedules import DiscreteSchedule, cosine_betas
 from mmgen.types import SAMPLERS, StageSettings
 from tests.checkpoints import write_clip, write_deepfloyd, write_tiny
-from tests.render.whole import render
+from tests.render.whole import in_parts, is_read_per_turn, one_by_one, three_jobs, together
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -490,55 +488,20 @@ def test_a_batch_gives_the_pictures_of_single_runs(
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
-def jobs_of(pipe: TextToImage, stages: dict[str, StageSettings]) -> list[Job]:
-    asked = [(PROMPT, ""), ("two dogs", "snow"), ("a boat", "")]
-    return [
-        Job(i, i, pipe.request(prompt, seeds=[i], negative_prompt=negative, stages=stages), f"{i}.png")
-        for i, (prompt, negative) in enumerate(asked, 1)
-    ]
-
-
 @pytest.mark.parametrize(("upscaler", "stages"), [("if-2", FAST), ("x4", FAST_X4)])
 def test_stage_by_stage_gives_the_same_bytes(
     models: Path, tmp_path: Path, upscaler: str, stages: dict[str, StageSettings]
 ) -> None:
     pipe = load(models, "if", upscaler)
-    jobs = jobs_of(pipe, stages)
-    done: dict[int, Any] = {}
-    model = open_model(joined(models, "if", upscaler), "cpu", "float32")
-    render(jobs, model, lambda one: done.update({one.job.index: one.image}), folder=tmp_path)
-    assert {i: image.tobytes() for i, image in done.items()} == {
-        job.index: pipe.run(job.request).images[0].tobytes() for job in jobs
-    }
+    model, jobs = open_model(joined(models, "if", upscaler), "cpu", "float32"), three_jobs(pipe, stages)
+    assert together(jobs, model, tmp_path) == one_by_one(jobs, pipe)
+    assert is_read_per_turn(model)
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_pictures(models: Path, tmp_path: Path) -> None:
     model = open_model(joined(models, "if", "x4"), "cpu", "float32")
-    jobs, done = jobs_of(model, FAST_X4), {}
-
-    class Stopped(Exception):
-        pass
-
-    def commit(one: Done) -> None:
-        if len(done) == 2:
-            raise Stopped
-        done[one.job.index] = one.image
-
-    with pytest.raises(Stopped):
-        render(jobs, model, commit, folder=tmp_path)
-    assert len(done) == 2
-    rest: dict[int, Any] = {}
-    render(
-        jobs,
-        model,
-        lambda one: rest.update({one.job.index: one.image}),
-        folder=tmp_path,
-        done=lambda job: job.index in done,
-    )
-    whole = load(models, "if", "x4")
-    assert {i: image.tobytes() for i, image in {**done, **rest}.items()} == {
-        job.index: whole.run(job.request).images[0].tobytes() for job in jobs
-    }
+    jobs = three_jobs(model, FAST_X4)
+    assert in_parts(jobs, model, tmp_path) == one_by_one(jobs, load(models, "if", "x4"))
 
 
 def test_half_precision_draws(models: Path) -> None:
@@ -599,8 +562,20 @@ def test_an_upscaler_draws_nothing_by_itself(
     models: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "read_component", pytest.fail)
-    with pytest.raises(ModelError, match=f"{name}: it draws no pictures by itself: give it as --upscaler"):
-        load(models, name)
+    for read in (mmgen.load, facts, sizes):
+        with pytest.raises(
+            ModelError, match=f"{name}: it draws no pictures by itself: give it as --upscaler"
+        ):
+            read(str(models / name))
+
+
+def test_a_batch_of_an_upscaler_alone_is_refused_before_it_begins(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text(PROMPT, "utf-8")
+    given = [str(tmp_path / "prompts.txt"), "-o", str(tmp_path / "out"), "--model", str(models / "x4")]
+    assert main(["batch", *given, "--dry-run"]) == 3
+    assert "give it as --upscaler" in capsys.readouterr().err
 
 
 def test_texts_of_another_encoder_are_refused(x4: TextToImage) -> None:

@@ -54,11 +54,10 @@ from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.pipelines.whole_stage import handed, packed, unpacked
 from mmgen.render.estimate import picture_bytes
-from mmgen.render.jobs import Job
 from mmgen.render.windows import Budget
 from mmgen.types import StageSettings
 from tests.checkpoints import LETTERS, WORDS
-from tests.render.whole import render
+from tests.render.whole import in_parts, is_read_per_turn, one_by_one, three_jobs, together
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -330,58 +329,27 @@ def test_every_step_is_handed_out(pipes: dict[str, TextToImage], name: str) -> N
     assert not torch.equal(steps[0].x, steps[1].x)
 
 
-def jobs_of(pipe: TextToImage) -> list[Job]:
-    asked = [
-        (PROMPT, "", FAST),
-        ("two dogs", "snow", FAST),
-        ("a boat", "", {"decoder": StageSettings(steps=3)}),
-    ]
-    return [
-        Job(i, i, pipe.request(prompt, seeds=[i], negative_prompt=negative, stages=stages), f"{i}.png")
-        for i, (prompt, negative, stages) in enumerate(asked, 1)
-    ]
-
-
 @pytest.mark.parametrize("budget", [Budget(), Budget(memory=0)])
 @pytest.mark.parametrize("name", QUICK)
 def test_stage_by_stage_gives_the_same_bytes(
     folders: dict[str, Path], pipes: dict[str, TextToImage], tmp_path: Path, name: str, budget: Budget
 ) -> None:
-    model, jobs = open_model(folders[name], "cpu", "float32"), jobs_of(pipes[name])
-    done: dict[int, bytes] = {}
-    render(
-        jobs,
-        model,
-        lambda one: done.update({one.job.index: one.image.tobytes()}),
-        folder=tmp_path,
-        budget=budget,
-    )  # type: ignore[union-attr]
-    assert done == {job.index: pipes[name].run(job.request).images[0].tobytes() for job in jobs}
-    assert all(
-        p.is_meta for stage in model.cascade.stages for one in stage.networks for p in one.parameters()
+    model, jobs = (
+        open_model(folders[name], "cpu", "float32"),
+        three_jobs(pipes[name], FAST, {"decoder": StageSettings(steps=3)}),
     )
+    assert together(jobs, model, tmp_path, budget=budget) == one_by_one(jobs, pipes[name])
+    assert is_read_per_turn(model)
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_pictures(
     folders: dict[str, Path], pipes: dict[str, TextToImage], tmp_path: Path
 ) -> None:
-    model, jobs = open_model(folders["sd3"], "cpu", "float32"), jobs_of(pipes["sd3"])
-    done: dict[int, bytes] = {}
-    rounds = 0
-    while len(done) < len(jobs):
-        left, part, rounds = iter([False] * (rounds + 1)), dict(done), rounds + 1
-        render(
-            jobs,
-            model,
-            lambda one, part=part: part.update({one.job.index: one.image.tobytes()}),
-            folder=tmp_path,
-            done=lambda job, part=part: job.index in part,
-            stop=lambda left=left: next(left, True),
-            budget=Budget(batches=1),
-        )
-        done = part
-    assert rounds > 1
-    assert done == {job.index: pipes["sd3"].run(job.request).images[0].tobytes() for job in jobs}
+    model, jobs = (
+        open_model(folders["sd3"], "cpu", "float32"),
+        three_jobs(pipes["sd3"], FAST, {"decoder": StageSettings(steps=3)}),
+    )
+    assert in_parts(jobs, model, tmp_path) == one_by_one(jobs, pipes["sd3"])
 
 
 def test_two_runs_of_one_model_do_not_disturb_each_other(pipes: dict[str, TextToImage]) -> None:

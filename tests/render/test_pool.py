@@ -272,10 +272,10 @@ def test_a_worker_says_what_is_wrong(folder: Path, tmp_path: Path, monkeypatch: 
     work(Setup("nowhere", "png"), missing, tmp_path)
     assert [type(message) for message in missing.sent] == [ModelError]
 
-    def unforeseen(*_args: object) -> None:
+    def unforeseen(*_args: object, **_more: object) -> None:
         raise KeyError("lost")
 
-    monkeypatch.setattr(loading, "find", unforeseen)
+    monkeypatch.setattr(loading, "locate", unforeseen)
     broken = Line(None)
     work(Setup(str(folder), "png"), broken, tmp_path)
     (error,) = broken.sent
