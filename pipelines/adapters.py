@@ -39,8 +39,8 @@ SPACINGS: Mapping[str, Spacing] = {
 }
 
 
-class TextUNet:
-    """A `UNet2DConditionModel` that is told texts, all of whose positions it sees."""
+class Face:
+    """A published network as a stage meets it: `prepare` makes what it is told, and the call what it predicts."""
 
     def __init__(self, network: Any) -> None:
         self.network = network
@@ -49,6 +49,10 @@ class TextUNet:
     def dtype(self) -> torch.dtype:
         """Of its weights, and of what it is told."""
         return next(iter(self.network.parameters())).dtype
+
+
+class TextUNet(Face):
+    """A `UNet2DConditionModel` that is told texts, all of whose positions it sees."""
 
     def prepare(self, cond: Conditioning) -> Tensor:
         """The token states [B, L, D]."""
@@ -63,7 +67,7 @@ class TextUNet:
         return out
 
 
-class SizedUNet:
+class SizedUNet(Face):
     """A `UNet2DConditionModel` that is told texts, a pooled vector of each, and what was cut of its pictures.
 
     side: of the pictures in pixels: they are said to be whole, and of this size from the beginning.
@@ -71,12 +75,8 @@ class SizedUNet:
     """
 
     def __init__(self, network: Any, *, side: int) -> None:
-        self.network, self.side = network, side
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights, and of the texts that it is told."""
-        return next(iter(self.network.parameters())).dtype
+        super().__init__(network)
+        self.side = side
 
     def prepare(self, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
         """The token states [B, L, D], the pooled vectors [B, P], and height and width of the original, top and left of
@@ -99,16 +99,8 @@ class SizedUNet:
         return out
 
 
-class TextPrior:
+class TextPrior(Face):
     """A `PriorTransformer`: it is told token states, which of them are words, and what CLIP makes of the whole text."""
-
-    def __init__(self, network: Any) -> None:
-        self.network = network
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights, and of what it is told."""
-        return next(iter(self.network.parameters())).dtype
 
     def prepare(self, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
         """The token states [B, L, D], which of them are words [B, L], and the text embeddings [B, P]."""
@@ -129,16 +121,8 @@ class TextPrior:
         return out
 
 
-class EmbedUNet:
+class EmbedUNet(Face):
     """A `UNet2DConditionModel` that is told image embeddings, and texts where there are any."""
-
-    def __init__(self, network: Any) -> None:
-        self.network = network
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights, and of what it is told."""
-        return next(iter(self.network.parameters())).dtype
 
     def prepare(self, cond: Conditioning) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The embeddings [B, E], the token states [B, L, D] and the pooled vectors [B, P]."""

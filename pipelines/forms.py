@@ -19,8 +19,8 @@ SUPER_RES_TAKES = frozenset({"steps", "sampler", "noise_level", "threshold"})
 PLAIN_SUPER_RES_TAKES = SUPER_RES_TAKES - {"noise_level"}  # of networks that are shown the picture as it is
 PIXEL_TAKES = DECODER_TAKES | {"timesteps"}  # of published networks, which were trained in steps
 LATENT_TAKES = PIXEL_TAKES - {"threshold", "threshold_cap"}  # latents are no pictures in [-1, 1]
-PIXEL_SUPER_RES_TAKES = PIXEL_TAKES | {"noise_level"}
-LATENT_SUPER_RES_TAKES = LATENT_TAKES | {"noise_level"}
+NOISED_PIXEL_TAKES = PIXEL_TAKES | {"noise_level"}
+NOISED_LATENT_TAKES = LATENT_TAKES | {"noise_level"}
 VAE_TAKES: frozenset[str] = frozenset()
 
 FACTOR = 4  # of a super-resolution stage: its picture's side in that of the picture before

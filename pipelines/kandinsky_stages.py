@@ -14,7 +14,6 @@ from mmgen.noise import Noise
 from mmgen.pipelines.adapters import EmbedUNet
 from mmgen.pipelines.clip_prior_stage import ClipPriorStage
 from mmgen.pipelines.stage import Draft
-from mmgen.pipelines.text_stage import TextStage
 from mmgen.pipelines.unet_stage import LatentStage, told_texts
 from mmgen.pipelines.vae_stage import VaeStage
 from mmgen.schedulers.prediction import Prediction, PredictionKind
@@ -121,12 +120,6 @@ class EmbedTextLatentStage(EmbedLatentStage):
             replace(told, text=text.text, pooled=text.pooled),
             replace(away, text=negative.text, pooled=negative.pooled),
         )
-
-
-class PriorTextStage(TextStage):
-    """Encodes texts for the prior alone; the decoder reads them in its own way."""
-
-    name = "prior-text"
 
 
 class MovqStage(VaeStage):

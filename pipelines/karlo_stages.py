@@ -13,6 +13,7 @@ from torch import Tensor
 from mmgen.conditioning import Conditioning, given
 from mmgen.errors import UsageError
 from mmgen.noise import Noise
+from mmgen.pipelines.adapters import Face
 from mmgen.pipelines.denoiser import make_denoiser
 from mmgen.pipelines.forms import PLAIN_SUPER_RES_TAKES, super_res_name
 from mmgen.pipelines.sampling import diffuse
@@ -24,16 +25,12 @@ from mmgen.schedulers.schedules import DiscreteSchedule
 from mmgen.types import StageSettings
 
 
-class KarloUNet:
+class KarloUNet(Face):
     """A `UNet2DConditionModel` that is told texts and image embeddings by a `UnCLIPTextProjModel`."""
 
     def __init__(self, network: Any, projection: Any) -> None:
-        self.network, self.projection = network, projection
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights, and of what it is told."""
-        return next(iter(self.network.parameters())).dtype
+        super().__init__(network)
+        self.projection = projection
 
     def prepare(self, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens of the embedding and of the text [B, L, D], which of them it sees [B, L], what it adds to the time."""
@@ -104,16 +101,8 @@ class KarloDecoderStage(PixelStage):
         return KarloUNet(self.network, self.projection), cond, other
 
 
-class PictureUNet:
+class PictureUNet(Face):
     """A `UNet2DModel` that is shown a picture beside what it denoises."""
-
-    def __init__(self, network: Any) -> None:
-        self.network = network
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights, and of what it is shown."""
-        return next(iter(self.network.parameters())).dtype
 
     def prepare(self, cond: Conditioning) -> Tensor:
         """The picture, [B, 3, H, W]."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from mmgen.conditioning import Conditioning, given
 from mmgen.nn.embeddings import sinusoidal
 from mmgen.noise import Noise
-from mmgen.pipelines.families.stable_unclip import DECODER_TAKES
+from mmgen.pipelines.adapters import Face
+from mmgen.pipelines.forms import NOISED_LATENT_TAKES
 from mmgen.pipelines.sampling import resolved
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.text_stage import TextStage
@@ -28,23 +29,13 @@ from mmgen.types import StageSettings
 class PriorTextStage(TextStage):
     """Encodes every prompt for the prior, and "" for what leads it away: a negative prompt is the decoder's."""
 
-    name = "prior-text"
-
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
         told = yield from super().run(replace(draft, negative_prompt=""), settings, noise)
         return replace(told, negative_prompt=draft.negative_prompt)
 
 
-class LabelledUNet:
+class LabelledUNet(Face):
     """A `UNet2DConditionModel` that is told texts, all of whose positions it sees, and image embeddings as labels."""
-
-    def __init__(self, network: Any) -> None:
-        self.network = network
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights, and of what it is told."""
-        return next(iter(self.network.parameters())).dtype
 
     def prepare(self, cond: Conditioning) -> tuple[Tensor, Tensor]:
         """The token states [B, L, D], and the labels [B, 2E]."""
@@ -70,7 +61,7 @@ class NoisedEmbedStage(LatentStage):
     """
 
     needs = frozenset({"text", "image_embed"})
-    takes = DECODER_TAKES
+    takes = NOISED_LATENT_TAKES
 
     def __init__(
         self,

@@ -29,7 +29,6 @@ class TextStage:
     weighted: texts may have weights, as `mmgen.pipelines.prompt_weights` reads them; the encoders are CLIPs.
     """
 
-    name = "text"
     needs = frozenset({"prompts"})
     gives = frozenset({"text"})
     takes = TEXT_TAKES
@@ -40,6 +39,7 @@ class TextStage:
         self,
         encoder: TextEncoder,
         *,
+        name: str = "text",
         length: int | None = None,
         seen: bool = False,
         lower: bool = False,
@@ -47,6 +47,7 @@ class TextStage:
         zeros: bool = False,
         weighted: bool = False,
     ) -> None:
+        self.name = name
         self.encoder, self.length, self.seen, self.lower = encoder, length, seen, lower
         self.beside, self.zeros, self.weighted = beside, zeros, weighted
         self.networks: tuple[nn.Module, ...] = tuple(

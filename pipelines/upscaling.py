@@ -12,13 +12,12 @@ from torch import Tensor
 
 from mmgen.conditioning import Conditioning, given
 from mmgen.errors import UsageError
-from mmgen.models.text import TextEncoder
 from mmgen.noise import Noise
+from mmgen.pipelines.adapters import Face
 from mmgen.pipelines.denoiser import make_denoiser
-from mmgen.pipelines.forms import LATENT_SUPER_RES_TAKES, PIXEL_SUPER_RES_TAKES, super_res_name
+from mmgen.pipelines.forms import NOISED_LATENT_TAKES, NOISED_PIXEL_TAKES, super_res_name
 from mmgen.pipelines.sampling import diffuse, resolved
 from mmgen.pipelines.stage import Draft
-from mmgen.pipelines.text_stage import TextStage
 from mmgen.pipelines.unet_stage import LatentStage, PixelStage, UNetStage
 from mmgen.pipelines.vae_stage import VaeStage
 from mmgen.schedulers.prediction import PredictionKind, add_noise
@@ -27,19 +26,15 @@ from mmgen.schedulers.schedules import DiscreteSchedule
 from mmgen.types import StageSettings
 
 
-class ShownUNet:
+class ShownUNet(Face):
     """A `UNet2DConditionModel` that is shown a picture beside what it denoises, and told how noisy that was made.
 
     step: the training step of the noise in that picture.
     """
 
     def __init__(self, network: Any, step: int) -> None:
-        self.network, self.step = network, step
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights, and of what it is told."""
-        return next(iter(self.network.parameters())).dtype
+        super().__init__(network)
+        self.step = step
 
     def prepare(self, cond: Conditioning) -> tuple[Tensor, Tensor]:
         """The token states [B, L, D], and the picture [B, 3, h, w]."""
@@ -141,7 +136,7 @@ class PixelSuperResStage(ShownStage, PixelStage):
     Source: Saharia et al. 2022 (Imagen), arXiv:2205.11487, section 2.4; the bilinear enlargement is DeepFloyd IF's.
     """
 
-    takes = PIXEL_SUPER_RES_TAKES
+    takes = NOISED_PIXEL_TAKES
 
     def __init__(
         self,
@@ -171,7 +166,7 @@ class LatentSuperResStage(ShownStage, LatentStage):
     Source: Rombach et al. 2022, arXiv:2112.10752, section 4.4, and the upscaler published since.
     """
 
-    takes = LATENT_SUPER_RES_TAKES
+    takes = NOISED_LATENT_TAKES
 
     def __init__(
         self,
@@ -190,14 +185,6 @@ class LatentSuperResStage(ShownStage, LatentStage):
     def _steps(self, draft: Draft, settings: StageSettings, noise: Noise) -> Iterator[Step]:
         image, channels = given(draft.image, "image"), self.network.config.out_channels
         return self._enlarged(image.float(), channels, draft, settings, noise)
-
-
-class UpscalerTextStage(TextStage):
-    """Encodes the prompts anew, by the encoder of what enlarges their pictures to this side, and is called by it."""
-
-    def __init__(self, encoder: TextEncoder, *, size: int) -> None:
-        super().__init__(encoder, length=encoder.max_tokens, seen=True)
-        self.name = f"text-{size}"
 
 
 class UpscalerVaeStage(VaeStage):

@@ -18,7 +18,7 @@ from mmgen.pipelines.families.family import (
     side_of,
 )
 from mmgen.pipelines.forms import (
-    PIXEL_SUPER_RES_TAKES,
+    NOISED_PIXEL_TAKES,
     PIXEL_TAKES,
     TEXT_TAKES,
     StageForm,
@@ -91,7 +91,7 @@ def _super_res_forms(
     size = side_of("unet", configs)
     _factor(size, side)
     defaults = _limited(IF_SUPER_RES, configs["scheduler"])
-    return (StageForm(super_res_name(size), PIXEL_SUPER_RES_TAKES, defaults, size),)
+    return (StageForm(super_res_name(size), NOISED_PIXEL_TAKES, defaults, size),)
 
 
 def _factor(size: int, side: int) -> int:

@@ -43,7 +43,7 @@ def _kandinsky(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]
 
 def _kandinsky_2_1(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
     """Text, as CLIP reads it -> prior; the same text, as another encoder reads it -> decoder -> MoVQ."""
-    from mmgen.pipelines.kandinsky_stages import EmbedTextLatentStage, PriorTextStage
+    from mmgen.pipelines.kandinsky_stages import EmbedTextLatentStage
     from mmgen.pipelines.text_stage import TextStage
 
     first, encoder, unet = parts["prior_text_encoder"], parts["text_encoder"], parts["unet"]
@@ -60,7 +60,7 @@ def _kandinsky_2_1(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[
     prior = _prior_stage(parts, first)
     decoder, movq = _decoder_stages(parts, EmbedTextLatentStage, LATENT_2_1)
     return [
-        PriorTextStage(first, length=first.max_tokens),
+        TextStage(first, name="prior-text", length=first.max_tokens),
         prior,
         TextStage(encoder, length=encoder.max_tokens),
         decoder,

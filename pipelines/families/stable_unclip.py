@@ -15,12 +15,11 @@ from mmgen.pipelines.families.family import (
     limit_of,
     side_of,
 )
-from mmgen.pipelines.forms import LATENT_TAKES, PRIOR_TAKES, TEXT_TAKES, VAE_TAKES, StageForm
+from mmgen.pipelines.forms import NOISED_LATENT_TAKES, PRIOR_TAKES, TEXT_TAKES, VAE_TAKES, StageForm
 from mmgen.types import StageSettings
 
 PRIOR = StageSettings(steps=25, sampler="ddpm", guidance_scale=4.0)
 DECODER = StageSettings(steps=20, sampler="dpmpp-2m", guidance_scale=10.0, noise_level=0.0)
-DECODER_TAKES = LATENT_TAKES | {"noise_level"}
 
 
 def _stable_unclip(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
@@ -42,7 +41,7 @@ def _stable_unclip(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[
     check_told(unet.config, "cross_attention_dim", encoder.width, {"class_embed_type": "projection"})
     _check_embeds(unet.config, normalizer.config, prior.config.embedding_dim)
     return [
-        PriorTextStage(of_prior, length=of_prior.max_tokens),
+        PriorTextStage(of_prior, name="prior-text", length=of_prior.max_tokens),
         ClipPriorStage(
             prior, PRIOR, schedule=prior_schedule, kind=prior_kind, limit=limit_of(parts["prior_scheduler"])
         ),
@@ -66,7 +65,7 @@ def _stable_unclip_forms(_index: Mapping[str, Any], configs: Mapping[str, Any]) 
         StageForm("prior-text", TEXT_TAKES, StageSettings()),
         StageForm("prior", PRIOR_TAKES, PRIOR),
         StageForm("text", TEXT_TAKES, StageSettings()),
-        StageForm("decoder", DECODER_TAKES, DECODER),
+        StageForm("decoder", NOISED_LATENT_TAKES, DECODER),
         StageForm("vae", VAE_TAKES, StageSettings(), size),
     )
 

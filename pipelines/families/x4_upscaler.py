@@ -15,7 +15,7 @@ from mmgen.pipelines.families.family import (
     enlargement,
     side_of,
 )
-from mmgen.pipelines.forms import LATENT_SUPER_RES_TAKES, TEXT_TAKES, VAE_TAKES, StageForm, super_res_name
+from mmgen.pipelines.forms import NOISED_LATENT_TAKES, TEXT_TAKES, VAE_TAKES, StageForm, super_res_name
 from mmgen.types import StageSettings
 
 X4 = StageSettings(steps=75, sampler="ddim", guidance_scale=9.0, noise_level=0.02)
@@ -31,12 +31,8 @@ DATA = {**SCHEDULER, "low_res_scheduler": "low_res_scheduler/scheduler_config.js
 def _x4(parts: Mapping[str, Any], index: Mapping[str, Any], side: int) -> list[Any]:
     """Picture -> the prompt anew, for an encoder of its own -> larger latents -> VAE."""
     from mmgen.pipelines.adapters import colours, noise_of
-    from mmgen.pipelines.upscaling import (
-        Corruption,
-        LatentSuperResStage,
-        UpscalerTextStage,
-        UpscalerVaeStage,
-    )
+    from mmgen.pipelines.text_stage import TextStage
+    from mmgen.pipelines.upscaling import Corruption, LatentSuperResStage, UpscalerVaeStage
 
     encoder, unet, vae = parts["text_encoder"], parts["unet"], parts["vae"]
     schedule, kind = noise_of(parts["scheduler"])
@@ -51,7 +47,7 @@ def _x4(parts: Mapping[str, Any], index: Mapping[str, Any], side: int) -> list[A
         )
     size = side * enlargement(vae.config)
     return [
-        UpscalerTextStage(encoder, size=size),
+        TextStage(encoder, name=f"text-{size}", length=encoder.max_tokens, seen=True),
         LatentSuperResStage(
             unet,
             X4,
@@ -70,7 +66,7 @@ def _x4_forms(index: Mapping[str, Any], configs: Mapping[str, Any], side: int) -
     size = side * enlargement(configs["vae"])
     return (
         StageForm(f"text-{size}", TEXT_TAKES, StageSettings()),
-        StageForm(super_res_name(size), LATENT_SUPER_RES_TAKES, X4),
+        StageForm(super_res_name(size), NOISED_LATENT_TAKES, X4),
         StageForm(f"vae-{size}", VAE_TAKES, StageSettings(), size),
     )
 

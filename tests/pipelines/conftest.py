@@ -27,3 +27,9 @@ def tiny_copy(tiny_folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def pipe(tiny_folder: Path) -> TextToImage:
     return mmgen.load(tiny_folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """Of the folder that a module of tests has for itself: to be changed at will."""
+    return Path(shutil.copytree(folder, tmp_path / "copy"))

@@ -14,7 +14,7 @@ from mmgen.pipelines.text_stage import TextStage, cut_words
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.types import StageSettings
 from tests.checkpoints import write_bert, write_clip, write_stable_diffusion
-from tests.pipelines.test_stable_diffusion import load
+from tests.render.whole import load
 
 # The tiny CLIP reads 38 letters.
 FITS, LONG = "a red cat on the beach", "a big red cat and two small dogs on the wide beach at night"

@@ -37,7 +37,7 @@ from mmgen.render.windows import Budget
 from mmgen.schedulers.schedules import cosine_betas
 from mmgen.types import SAMPLERS, StageSettings
 from tests.checkpoints import write_clip, write_deepfloyd
-from tests.render.whole import in_parts, is_read_per_turn, one_by_one, together
+from tests.render.whole import in_parts, is_read_per_turn, load, one_by_one, together
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -188,19 +188,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_karlo(tmp_path_factory.mktemp("models") / "karlo")
 
 
-@pytest.fixture
-def copy(folder: Path, tmp_path: Path) -> Path:
-    """To be changed at will."""
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
 @pytest.fixture(scope="module")
 def pipe(folder: Path) -> TextToImage:
     return load(folder)
-
-
-def load(folder: Path) -> TextToImage:
-    return mmgen.load(folder, device="cpu", dtype="float32")
 
 
 def ours(

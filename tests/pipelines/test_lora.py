@@ -21,7 +21,8 @@ from mmgen.pipelines.loading import build_network, open_model, read_component
 from mmgen.pipelines.reference import Lora, Reference
 from mmgen.pipelines.text_to_image import TextToImage
 from tests.checkpoints import write_stable_diffusion
-from tests.pipelines.test_stable_diffusion import PROMPT, SIDE, load, ours
+from tests.pipelines.test_stable_diffusion import PROMPT, SIDE, ours
+from tests.render.whole import load
 
 # As in the tests of Stable Diffusion.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")

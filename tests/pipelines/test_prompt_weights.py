@@ -23,7 +23,8 @@ from mmgen.pipelines.text_stage import TextStage
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.types import StageSettings
 from tests.checkpoints import write_clip, write_stable_diffusion
-from tests.pipelines.test_stable_diffusion import SIDE, load, ours
+from tests.pipelines.test_stable_diffusion import SIDE, ours
+from tests.render.whole import load
 
 # As in the tests of Stable Diffusion.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")

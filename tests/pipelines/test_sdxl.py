@@ -39,7 +39,7 @@ from tests.pipelines.test_stable_diffusion import (
     assert_same,
     rewrite,
 )
-from tests.render.whole import in_parts, is_read_per_turn, one_by_one, three_jobs, together
+from tests.render.whole import in_parts, is_read_per_turn, load, one_by_one, three_jobs, together
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -129,19 +129,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sdxl(tmp_path_factory.mktemp("models") / "sdxl")
 
 
-@pytest.fixture
-def copy(folder: Path, tmp_path: Path) -> Path:
-    """To be changed at will."""
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
 @pytest.fixture(scope="module")
 def pipe(folder: Path) -> TextToImage:
     return load(folder)
-
-
-def load(folder: Path) -> TextToImage:
-    return mmgen.load(folder, device="cpu", dtype="float32")
 
 
 def ours(

@@ -32,7 +32,7 @@ from mmgen.render.windows import Budget
 from mmgen.types import SAMPLERS, StageSettings
 from tests.checkpoints import BETAS, write_stable_diffusion
 from tests.pipelines.test_karlo import WIDTH, rewrite, write_clip_with_projection, write_prior
-from tests.render.whole import in_parts, is_read_per_turn, one_by_one, three_jobs, together
+from tests.render.whole import in_parts, is_read_per_turn, load, one_by_one, three_jobs, together
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -98,19 +98,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_stable_unclip(tmp_path_factory.mktemp("models") / "unclip")
 
 
-@pytest.fixture
-def copy(folder: Path, tmp_path: Path) -> Path:
-    """To be changed at will."""
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
 @pytest.fixture(scope="module")
 def pipe(folder: Path) -> TextToImage:
     return load(folder)
-
-
-def load(folder: Path) -> TextToImage:
-    return mmgen.load(folder, device="cpu", dtype="float32")
 
 
 def ours(

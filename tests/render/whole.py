@@ -6,11 +6,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import mmgen
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.render.engine import Done, draw
 from mmgen.render.jobs import Job
 from mmgen.render.windows import BUDGET, Budget, batches, windows
 from mmgen.types import StageSettings
+
+
+def load(folder: Path) -> TextToImage:
+    """The model of a folder, where and as pictures are compared."""
+    return mmgen.load(folder, device="cpu", dtype="float32")
 
 
 def render(
