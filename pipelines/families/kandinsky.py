@@ -31,7 +31,7 @@ TOLD_TEXT = {
 
 def _kandinsky(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
     """Text -> prior -> decoder, a U-Net that draws latents -> MoVQ."""
-    from mmgen.pipelines.kandinsky_stages import EmbedLatentStage
+    from mmgen.pipelines.families.kandinsky_stages import EmbedLatentStage
     from mmgen.pipelines.text_stage import TextStage
 
     encoder, unet, width = parts["text_encoder"], parts["unet"], parts["prior"].config.embedding_dim
@@ -43,7 +43,7 @@ def _kandinsky(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]
 
 def _kandinsky_2_1(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
     """Text, as CLIP reads it -> prior; the same text, as another encoder reads it -> decoder -> MoVQ."""
-    from mmgen.pipelines.kandinsky_stages import EmbedTextLatentStage
+    from mmgen.pipelines.families.kandinsky_stages import EmbedTextLatentStage
     from mmgen.pipelines.text_stage import TextStage
 
     first, encoder, unet = parts["prior_text_encoder"], parts["text_encoder"], parts["unet"]
@@ -70,8 +70,8 @@ def _kandinsky_2_1(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[
 
 def _prior_stage(parts: Mapping[str, Any], encoder: Any) -> Any:
     from mmgen.pipelines.adapters import noise_of
-    from mmgen.pipelines.clip_prior_stage import check_prior
-    from mmgen.pipelines.kandinsky_stages import PairPriorStage
+    from mmgen.pipelines.families.clip_prior_stage import check_prior
+    from mmgen.pipelines.families.kandinsky_stages import PairPriorStage
 
     prior, image_encoder, scheduler = parts["prior"], parts["image_encoder"], parts["prior_scheduler"]
     schedule, kind = noise_of(scheduler)
@@ -91,7 +91,7 @@ def _decoder_stages(
 ) -> tuple[Any, Any]:
     """The stage of the U-Net, and that of the MoVQ."""
     from mmgen.pipelines.adapters import movq_colours, noise_of, threshold_of
-    from mmgen.pipelines.kandinsky_stages import MovqStage
+    from mmgen.pipelines.families.kandinsky_stages import MovqStage
 
     unet, movq, scheduler = parts["unet"], parts["movq"], parts["scheduler"]
     schedule, kind = noise_of(scheduler)

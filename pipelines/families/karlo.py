@@ -24,8 +24,8 @@ SUPER_RES = StageSettings(steps=7, sampler="ddpm", threshold="clip")
 def _karlo(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
     """Text -> prior -> decoder, both told the text -> super-resolution."""
     from mmgen.pipelines.adapters import noise_of
-    from mmgen.pipelines.clip_prior_stage import ClipPriorStage, check_prior
-    from mmgen.pipelines.karlo_stages import KarloDecoderStage
+    from mmgen.pipelines.families.clip_prior_stage import ClipPriorStage, check_prior
+    from mmgen.pipelines.families.karlo_stages import KarloDecoderStage
     from mmgen.pipelines.text_stage import TextStage
 
     encoder, prior, decoder, projection = (
@@ -49,7 +49,7 @@ def _karlo(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
 def _super_res(parts: Mapping[str, Any], _index: Mapping[str, Any], side: int) -> list[Any]:
     """Picture -> the picture in the side of the networks, one of which takes the last step alone."""
     from mmgen.pipelines.adapters import noise_of
-    from mmgen.pipelines.karlo_stages import KarloSuperResStage
+    from mmgen.pipelines.families.karlo_stages import KarloSuperResStage
 
     first, last = parts["super_res_first"], parts["super_res_last"]
     schedule, kind = noise_of(parts["super_res_scheduler"])

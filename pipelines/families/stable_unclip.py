@@ -25,8 +25,8 @@ DECODER = StageSettings(steps=20, sampler="dpmpp-2m", guidance_scale=10.0, noise
 def _stable_unclip(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
     """Text -> prior; the text once more -> decoder, a U-Net that draws latents -> VAE."""
     from mmgen.pipelines.adapters import colours, noise_of
-    from mmgen.pipelines.clip_prior_stage import ClipPriorStage, check_prior
-    from mmgen.pipelines.stable_unclip_stages import NoisedEmbedStage, PriorTextStage
+    from mmgen.pipelines.families.clip_prior_stage import ClipPriorStage, check_prior
+    from mmgen.pipelines.families.stable_unclip_stages import NoisedEmbedStage, PriorTextStage
     from mmgen.pipelines.text_stage import TextStage
     from mmgen.pipelines.upscaling import Corruption
     from mmgen.pipelines.vae_stage import VaeStage

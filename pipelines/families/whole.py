@@ -139,8 +139,8 @@ WHOLE: Mapping[str, Whole] = {
 
 def _join(pipeline: str, parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
     """Text -> decoder, the pipeline's own loop over latents -> VAE."""
+    from mmgen.pipelines.families.whole_stage import WholeStage, WholeTextStage, check_scheduler
     from mmgen.pipelines.vae_stage import VaeStage
-    from mmgen.pipelines.whole_stage import WholeStage, WholeTextStage, check_scheduler
 
     whole, transformer, vae = WHOLE[pipeline], parts["transformer"], parts["vae"]
     encoders = {name: parts[name] for name in whole.encoders}

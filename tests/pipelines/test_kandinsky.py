@@ -52,7 +52,7 @@ from mmgen.pipelines.adapters import movq_colours, threshold_of
 from mmgen.pipelines.catalogue import describe, facts, sizes, verify
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.families.family import limit_of
-from mmgen.pipelines.kandinsky_stages import MovqStage
+from mmgen.pipelines.families.kandinsky_stages import MovqStage
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage

@@ -49,10 +49,10 @@ from mmgen.images import read_metadata
 from mmgen.noise import Noise
 from mmgen.pipelines.catalogue import describe, facts, verify
 from mmgen.pipelines.clock import Clock
+from mmgen.pipelines.families.whole_stage import handed, packed, unpacked
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
-from mmgen.pipelines.whole_stage import handed, packed, unpacked
 from mmgen.render.estimate import picture_bytes
 from mmgen.render.windows import Budget
 from mmgen.types import StageSettings

@@ -12,7 +12,7 @@ from mmgen.conditioning import Conditioning
 from mmgen.models.vision import zero_embed
 from mmgen.noise import Noise
 from mmgen.pipelines.adapters import EmbedUNet
-from mmgen.pipelines.clip_prior_stage import ClipPriorStage
+from mmgen.pipelines.families.clip_prior_stage import ClipPriorStage
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.unet_stage import LatentStage, told_texts
 from mmgen.pipelines.vae_stage import VaeStage
