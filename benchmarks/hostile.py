@@ -136,9 +136,15 @@ def many_layers(folder: Path) -> str:
 
 def lora_of_nan(folder: Path) -> str:
     path = folder.parent / "lora.safetensors"
-    layer = torch.full((256, 256), torch.nan)
-    names = (f"unet.{i}.lora_{end}.weight" for i in range(100) for end in "AB")
-    save_file({name: layer.clone() for name in names}, path)
+    shapes = {"A": (256, 256), "B": (1024, 256)}  # of rank 256, for layers of 256 that become 1024
+    save_file(
+        {
+            f"prior.trunk.{i}.inner.lora_{end}.weight": torch.full(shape, torch.nan)
+            for i in range(4)
+            for end, shape in shapes.items()
+        },
+        path,
+    )
     return f"{folder}?lora={path}"
 
 

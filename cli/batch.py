@@ -159,7 +159,7 @@ def _draw(given: Given, checked: Checked) -> None:
     for name in checked.samplers:
         sampler(name)  # whether diffusers has a scheduler of that name, only diffusers can say
 
-    with drawing(given, folder) as opened:
+    with drawing(given, folder, checked.largest) as opened:
         run, asked = _drawn(given, checked, folder, opened)
     run.say_end()
     if asked:

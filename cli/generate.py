@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from mmgen.cli.options import MACHINE, WithPrompts, parse_size, read_prompts, stage_settings, with_options
+from mmgen.cli.options import (
+    MACHINE,
+    WithPrompts,
+    parse_memory,
+    parse_size,
+    read_prompts,
+    stage_settings,
+    with_options,
+)
 from mmgen.cli.terminal import StageBars, note
 from mmgen.errors import NonFiniteError, UsageError
 from mmgen.types import DRAWN_SEEDS, MAX_SEED, MAX_STEPS, SAMPLERS, Request, check_prompt
@@ -48,6 +56,7 @@ class Options(WithPrompts):
     """The command line as it was given."""
 
     prompts: tuple[str, ...]
+    memory: int | None
     preview: str | None
     grid: bool
     no_show: bool
@@ -107,6 +116,8 @@ OPTIONS = (
     SIZE,
     *DECODER,
     *MACHINE,
+    click.option("--memory", type=parse_memory, metavar="SIZE",
+                 help="What the run may take of its device, such as 8GB; what is free if not given."),
     *FILE,
     click.option("--preview", metavar="FILE",
                  help="A png, jpg or webp file that shows the picture so far, rewritten after every step."),
@@ -145,10 +156,9 @@ def draw_all(options: Options, over: Over | None = None) -> None:
     """Check everything, load the model, draw and write; over: the picture that is drawn over."""
     asked, output, views = _check(options)
     note(f"loading {options.model}")
-    import mmgen
     from mmgen.images import check_fits
 
-    pipe = mmgen.load(options.model, device=options.device, dtype=options.dtype)
+    pipe = _opened(options)
     request = pipe.request(
         asked.prompts,
         seeds=asked.seeds,
@@ -156,19 +166,54 @@ def draw_all(options: Options, over: Over | None = None) -> None:
         negative_prompt=asked.negative_prompt,
         stages=asked.stages,
     )
-    stream = pipe.stream
     if over is not None:
         from mmgen.pipelines import editing
 
         request = editing.over(request, over.image, over.mask, over.strength)
-        stream = partial(pipe.stream, image=over.image, mask=over.mask)
     for prompt in request.prompts:
         check_fits(output.format, request.single(prompt, request.seeds[-1]))
+    if options.memory is not None:
+        pipe = _within(options, options.memory, pipe, request, over)
+    stream = pipe.stream if over is None else partial(pipe.stream, image=over.image, mask=over.mask)
     failed = _draw(pipe, request, stream, output, views, options.as_json)
     views.show_all(output.folder)
     if failed:
         note(f"{failed} of {len(asked.prompts) * len(asked.seeds)} pictures failed; the others are there")
         click.get_current_context().exit(1)
+
+
+def _opened(options: Options) -> TextToImage:
+    """The model, whose weights are not read yet where a run is kept to some memory."""
+    if options.memory is None:
+        import mmgen
+
+        return mmgen.load(options.model, device=options.device, dtype=options.dtype)
+    from mmgen.render.pool import Setup
+
+    return Setup(options.model, "png", options.device, options.dtype, memory=options.memory).open()
+
+
+def _within(
+    options: Options, memory: int, opened: TextToImage, request: Request, over: Over | None
+) -> TextToImage:
+    """The model as it draws in so much memory: as a whole, if that fits. Raises MachineError where nothing does."""
+    import mmgen
+    from mmgen.cli.plan import fitting
+    from mmgen.memory import room
+    from mmgen.pipelines import editing
+    from mmgen.render.engine import budget_of
+    from mmgen.render.planning import follow
+
+    longest = request.single(max(request.prompts, key=len), request.seeds[0])
+    known = None if over is None else editing.known(over.image, over.mask, request)
+    found = fitting(opened, longest, budget_of(room(opened.device, memory), opened.device), known=known)
+    if found.resident:
+        return mmgen.load(options.model, device=options.device, dtype=options.dtype)
+    for stage in found.stages:
+        if stage.square is not None:
+            note(f"memory is short in stage {stage.name}: in squares of {stage.square} px")
+    follow(opened, found)
+    return opened
 
 
 def _check(options: Options) -> tuple[Request, Output, Views]:

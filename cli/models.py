@@ -78,20 +78,26 @@ def verify(name: str) -> None:
 
 
 @models.command()
-@click.argument("name", metavar="OWNER/NAME[@REVISION]")
+@click.argument("name", metavar="OWNER/NAME[@REVISION][/FILE]")
 def pull(name: str) -> None:
     """Fetch a model of the Hub, or what has changed of it.
 
     It goes into the cache that other programs of the Hugging Face Hub share. Configurations, tokenizers and
-    safetensors are fetched, no pickles and no code. How much that is, is said first.
+    safetensors are fetched, no pickles and no code; with FILE only that one, such as a LoRA's. How much that is, is
+    said first.
 
     \b
     mmgen models pull stable-diffusion-v1-5/stable-diffusion-v1-5
+    mmgen models pull latent-consistency/lcm-lora-sdxl/pytorch_lora_weights.safetensors
     """
     from mmgen.pipelines import hub
-    from mmgen.pipelines.sources import check_family
+    from mmgen.pipelines.sources import check_known, lora_name
 
-    click.echo(hub.recorded_name(hub.pull(_of_hub(name), check_family)))
+    file = None if os.path.lexists(name) else hub.parse_file(name)
+    if file is not None and file[1] is not None:
+        click.echo(lora_name(hub.pull_file(*file)))
+    else:
+        click.echo(hub.recorded_name(hub.pull(_of_hub(name), check_known, alone=True)))
 
 
 @models.command()

@@ -116,8 +116,10 @@ MODEL = (
     click.option("--model", default="storybook", show_default=True, metavar="NAME|FOLDER|OWNER/NAME", callback=_join,
                  help="A bundled model, a folder of weights, or OWNER/NAME[@REVISION] of the Hugging Face Hub."),
     _part("prior", "MODEL", "The model whose prior is used, where it is published apart or another is wanted."),
-    _part("vae", "MODEL", "The model whose VAE is used instead of the model's own."),
-    _part("lora", "FILE[:WEIGHT]", "A .safetensors file of low-rank changes; may be repeated.", multiple=True),
+    _part("vae", "MODEL", "The VAE, or the model whose VAE, is used instead of the model's own."),
+    _part("refiner", "MODEL", "A model that draws over the latents, of Stable Diffusion XL."),
+    _part("lora", "FILE|OWNER/NAME[/FILE][:WEIGHT]",
+          "Low-rank changes, in a .safetensors file; may be repeated.", multiple=True),
     _part("upscaler", "MODEL", "A model that enlarges the pictures; may be repeated.", multiple=True),
 )  # fmt: skip
 """Which model draws, and what takes the place of its parts or is added to it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ from mmgen.errors import MachineError
 from mmgen.types import Size
 
 if TYPE_CHECKING:
+    from mmgen.pipelines.editing import Known
     from mmgen.pipelines.text_to_image import TextToImage
     from mmgen.render.planning import Plan, StagePlan
     from mmgen.render.windows import Budget
-    from mmgen.types import StageSettings
+    from mmgen.types import Request
 
 MAX_PROMPTS = 1_000_000_000
 # as long as a prompt often is: which will be drawn, nobody has said
@@ -29,9 +30,9 @@ COLUMNS = ("stage", "weights", "a picture", "dtype", "at once", "where", "second
 OPTIONS = (
     SIZE,
     click.option("--memory", type=parse_memory, metavar="SIZE",
-                 help="Plan mmgen batch, which may be told what to take of its device, such as 8GB."),
+                 help="What a run may take of its device, such as 8GB; what is free if not given."),
     click.option("--prompts", type=click.IntRange(1, MAX_PROMPTS), metavar="N",
-                 help="Plan mmgen batch over so many pictures; 1 with --memory alone."),
+                 help="Plan mmgen batch over so many pictures, not mmgen generate."),
     click.option("--set", "settings", multiple=True, metavar="STAGE.NAME=VALUE",
                  help="Any setting of any stage; may be repeated."),
     *MACHINE,
@@ -61,9 +62,8 @@ def plan(**given: Any) -> None:
 
     Nothing is drawn. For each stage: the bytes of its weights and of what a picture takes beside them, how many
     pictures it draws at once, and whether its weights stay in memory or are there for its turn only. It is the plan
-    that mmgen generate follows, which takes what is free; with --memory or --prompts the plan of mmgen batch, also for
-    a single picture. Seconds are an estimate, from arithmetic and a speed that is measured in a moment. Exit code 3 if
-    it does not fit.
+    that mmgen generate follows, with --prompts the one of mmgen batch, both with the same --memory. Seconds are an
+    estimate, from what is to be done and speeds that are measured in a moment. Exit code 3 if it does not fit.
 
     \b
     mmgen plan --size 1024
@@ -78,9 +78,9 @@ def plan(**given: Any) -> None:
         options.model, "png", options.device, options.dtype, options.attention, memory=options.memory
     )
     opened = setup.open()
-    prompts = 1 if options.prompts is None and options.memory is not None else options.prompts
-    run = _Run(opened, stages, setup.budget(opened), prompts)
-    found = run.planned(options.size)
+    request = opened.request(PROMPT, seeds=[0], size=options.size, stages=stages)
+    run = _Run(opened, request, setup.budget(opened), options.prompts, None)
+    found = run.planned()
     faster = _faster(run, found)
     if options.as_json:
         click.echo(json.dumps(_values(found) | {"faster": faster}))
@@ -88,32 +88,60 @@ def plan(**given: Any) -> None:
         click.echo("\n".join(_table(found)))
         for way in faster:
             note(f"faster: {way}")
-    if not found.fits:
-        raise MachineError(_too_little(found, list(_ways(run, found))))
+    run.check(found)
+
+
+def fitting(
+    model: TextToImage,
+    request: Request,
+    budget: Budget,
+    prompts: int | None = None,
+    known: Known | None = None,
+) -> Plan:
+    """The plan of a run that is about to begin: of mmgen batch over so many prompts, None: of mmgen generate.
+
+    model: as `open_model` gives it. request: its longest prompt first. known: what is drawn over.
+    Raises MachineError, which says what would help, where it does not fit.
+    """
+    run = _Run(model, request, budget, prompts, known)
+    found = run.planned()
+    run.check(found)
+    return found
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What is planned: prompts for mmgen batch, None for mmgen generate."""
+    """What is planned, as `fitting` takes it."""
 
     model: TextToImage
-    stages: Mapping[str, StageSettings]
+    request: Request
     budget: Budget
     prompts: int | None
+    known: Known | None
 
-    def planned(self, size: Size | int | None) -> Plan:
+    def planned(self) -> Plan:
         from mmgen.render.planning import plan_batch, plan_one
 
-        request = self.model.request(PROMPT, seeds=[0], size=size, stages=self.stages)
         if self.prompts is None:
-            return plan_one(self.model, request, self.budget)
-        return plan_batch(self.model, request, self.budget, self.prompts)
+            return plan_one(self.model, self.request, self.budget, self.known)
+        return plan_batch(self.model, self.request, self.budget, self.prompts, self.known)
+
+    def check(self, found: Plan) -> None:
+        """Raise MachineError where its plan does not fit."""
+        if not found.fits:
+            raise MachineError(_too_little(found, list(_ways(self, found))))
+
+    def smaller(self, side: int) -> _Run:
+        """The same with smaller pictures."""
+        names = self.model.cascade.up_to(side).names
+        stages = {name: given for name, given in self.request.stages.items() if name in names}
+        return replace(self, request=replace(self.request, size=(side, side), stages=stages))
 
 
 def _faster(run: _Run, found: Plan) -> list[str]:
     """What it would take to be faster here."""
-    from mmgen.memory import WEIGHTS_SHARE, choose_device, choose_dtype
-    from mmgen.render.planning import room_for
+    from mmgen.memory import choose_device, choose_dtype
+    from mmgen.render.planning import room_for, room_together
 
     device, ways = run.model.device, list[str]()
     if choose_device().type != device.type:
@@ -125,12 +153,11 @@ def _faster(run: _Run, found: Plan) -> list[str]:
     if run.prompts is None and most > 1:
         ways.append(f"mmgen batch, which draws up to {most} at once")
     if run.prompts is None and not found.resident:
-        room = _megabytes(int(found.weights / WEIGHTS_SHARE))
-        ways.append(f"{room} of {device}, of which all weights stay there")
+        ways.append(f"{_megabytes(room_together(found))} of {device}, in which all weights stay there")
     for stage in found.stages:
         if run.prompts is not None and stage.batch < most:
-            room = _megabytes(room_for(stage, most, device))
-            ways.append(f"{room}, in which stage {stage.name} draws {most} at once")
+            needed = _megabytes(room_for(stage, most, device))
+            ways.append(f"{needed}, in which stage {stage.name} draws {most} at once")
     slowest = max(found.stages, key=lambda stage: stage.seconds or 0)
     if found.seconds and slowest.seconds and (slowest.steps or 1) > 1:
         share = found.pictures * slowest.seconds / found.seconds
@@ -148,17 +175,17 @@ def _ways(run: _Run, found: Plan) -> Iterator[str]:
     """What would make it fit."""
     from mmgen.memory import Room
 
-    if run.prompts is None and (other := replace(run, prompts=1).planned(found.size)).fits:
-        yield f"draw with mmgen batch, which needs {_megabytes(other.least)}"
     room = run.budget.room
-    if run.prompts is not None and room is not None and not room.asked:
-        asked = replace(run.budget, room=Room(room.bytes, asked=True))
-        if replace(run, budget=asked).planned(found.size).fits:
-            yield f"give --memory {room.bytes // 10**6}MB, for which squares become smaller"
+    if room is not None and not room.asked:
+        whole = room.bytes // 10**6  # as it can be written
+        asked = replace(run, budget=replace(run.budget, room=Room(whole * 10**6, asked=True)))
+        if asked.planned().fits:
+            yield (
+                f"give --memory {whole}MB, for which weights are there for their turn only and squares become "
+                "smaller"
+            )
     for side in reversed([side for side in run.model.sizes if side < found.size]):
-        names = run.model.cascade.up_to(side).names
-        kept = {name: given for name, given in run.stages.items() if name in names}
-        if (smaller := replace(run, stages=kept).planned(side)).fits:
+        if (smaller := run.smaller(side).planned()).fits:
             yield f"draw {side} px, which needs {_megabytes(smaller.least)}"
             break
     if {stage.dtype for stage in found.stages} == {"float32"} and found.least / 2 <= (found.room or 0):
@@ -179,8 +206,6 @@ def _table(found: Plan) -> list[str]:
         "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     room = "" if found.room is None else f" of {_megabytes(found.room)}"
-    if found.room is not None and found.peak > found.room:
-        room += ", and more: weights are there twice while they are read, and a process keeps what it had"
     lines.append(
         f"mmgen {found.command}, at most at once: {_megabytes(found.peak)}{room}, beside the libraries"
     )
@@ -190,14 +215,14 @@ def _table(found: Plan) -> list[str]:
 
 
 def _row(found: Plan, stage: StagePlan) -> tuple[str, ...]:
-    where = f"on {found.device}" if found.resident else f"on {found.device}, its turn only"
+    how = {"resident": "", "turn": ", its turn only", "streamed": ", streamed layer by layer"}
     return (
         stage.name,
         _megabytes(stage.weights),
         "not known" if stage.each is None else _megabytes(stage.each),
         stage.dtype,
         str(stage.batch) if stage.square is None else f"{stage.batch}, {stage.square}-px squares",
-        where,
+        f"on {found.device}{how[stage.place]}",
         "not known" if stage.seconds is None else f"{stage.seconds:.3f}",
     )
 

@@ -119,7 +119,8 @@ class Checked:
     """What a run is to draw, all of it checked.
 
     total: pictures. repeated: those left out as they are asked for twice. samplers: that any of them are drawn by.
-    jobs: begins to make the jobs, as often as it is called. facts: of the model. format: of the files.
+    jobs: begins to make the jobs, as often as it is called. facts: of the model. format: of the files. largest: of
+    the pictures that begin with their text.
     """
 
     total: int
@@ -128,6 +129,7 @@ class Checked:
     jobs: Callable[[], Iterator[Job]]
     facts: Facts
     format: Format
+    largest: Job | None = None
 
 
 @dataclass(frozen=True)
@@ -148,15 +150,21 @@ class Plan:
     def jobs(self, *, unique: bool = False) -> Iterator[Job]:
         """The first thing that is wrong is raised. unique: `checked` has shown that nothing is asked for twice."""
         from mmgen.render.jobs import jobs
+
+        return map(self._stopped, jobs(self._planned(unique)))
+
+    def _stopped(self, job: Job) -> Job:
+        """As far as it is to be drawn."""
+        if self.stop_after is None:
+            return job
         from mmgen.render.stopped import stopped
 
-        whole, stage = jobs(self._planned(unique)), self.stop_after
-        return whole if stage is None else (stopped(job, stage, self.facts.forms) for job in whole)
+        return stopped(job, self.stop_after, self.facts.forms)
 
     def checked(self) -> Checked:
         """Read everything to its end. Raises UsageError if anything is wrong, after it has said what else is."""
         total, samplers, errors = 0, set[str](), list[PromptFileError]()
-        planned, latest = self._planned(unique=False), None
+        planned, latest, largest = self._planned(unique=False), None, None
         try:
             while len(errors) < MAX_ERRORS:
                 job = next(planned)
@@ -164,13 +172,16 @@ class Plan:
                     errors.append(job)
                     continue
                 total += 1
+                if largest is None or job.request.size > largest.request.size:
+                    largest = job
                 if job.request.stages is not latest:
                     latest = job.request.stages
                     samplers.update(one.sampler for one in latest.values() if one.sampler)
         except StopIteration as done:
             if not errors:
                 jobs = partial(self.jobs, unique=not done.value)
-                return Checked(total, done.value, frozenset(samplers), jobs, self.facts, self.format)
+                largest = None if largest is None else self._stopped(largest)
+                return Checked(total, done.value, frozenset(samplers), jobs, self.facts, self.format, largest)
         for error in errors[:-1]:
             note(f"error: {error}")
         raise errors[-1]

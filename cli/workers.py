@@ -18,6 +18,7 @@ from mmgen.errors import UsageError
 
 if TYPE_CHECKING:
     from mmgen.cli.planned import Given
+    from mmgen.pipelines.text_to_image import TextToImage
     from mmgen.render.engine import Done, Event
     from mmgen.render.folder import Folder
     from mmgen.render.jobs import Job
@@ -145,20 +146,35 @@ class Drawing:
 
 
 @contextmanager
-def drawing(given: Given, folder: Folder) -> Iterator[Drawing]:
-    """The model, opened by whoever is to draw; they end with the context. Raises what `open_model` does."""
+def drawing(given: Given, folder: Folder, largest: Job | None) -> Iterator[Drawing]:
+    """The model, opened by whoever is to draw; they end with the context.
+
+    Raises what `open_model` does, and MachineError where the largest picture does not fit into the memory asked for.
+    """
     from mmgen.render.engine import draw
     from mmgen.render.pool import Opened, Pool, Setup
 
     setup = Setup(given.model, folder.format, given.device, given.dtype, given.attention, memory=given.memory)
     if given.engine == "local" and given.workers in (None, 1):
-        model = setup.open()
+        model = _fitting(setup, largest)
         alone = partial(draw, model=model, folder=folder.path, budget=setup.budget(model))
         yield Drawing(Opened.of(model), alone, 1)
         return
+    if given.engine == "local" and given.memory is not None:
+        _fitting(setup, largest)
     with _workers(given, setup, folder) as workers:
         pool = Pool(workers)
         yield Drawing(pool.open(), pool.draw, workers.count)
+
+
+def _fitting(setup: Setup, largest: Job | None) -> TextToImage:
+    """The model, with which the largest picture fits into the memory asked for; else MachineError says what would."""
+    from mmgen.cli.plan import fitting
+
+    model = setup.open()
+    if setup.memory is not None and largest is not None:
+        fitting(model, largest.request, setup.budget(model), prompts=1)
+    return model
 
 
 def _workers(given: Given, setup: Setup, folder: Folder) -> Workers:

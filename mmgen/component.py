@@ -132,7 +132,8 @@ def stays_inside(path: Path, folder: Path) -> bool:
 
 def check_inside(path: Path) -> None:
     """Raise ModelError for a file of a component that is a link to what does not belong to its checkpoint."""
-    if not stays_inside(path, Path(os.path.realpath(path.parent)).parent):
+    component = Path(os.path.realpath(path.parent))  # it may be a whole snapshot, published alone
+    if not (stays_inside(path, component.parent) or stays_inside(path, component)):
         raise ModelError(f"{_name(path)} {LEADS_OUT}")
 
 
@@ -147,6 +148,12 @@ def weight_files(component: Path) -> dict[Path, Header]:
         return _shards(first)
     check_inside(first)
     return {first: weight_header(first)}
+
+
+def stamp(path: Path) -> tuple[int, int, int]:
+    """What tells that a file is another one, without reading it."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def weight_header(path: Path) -> Header:
@@ -276,7 +283,9 @@ def _parse(data: bytes) -> Any:
     values = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
     level = [values]
     for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer) if isinstance(inner, dict | list)]
+        level = [
+            inner for outer in level for inner in _inside(outer) if inner and isinstance(inner, dict | list)
+        ]
     if level:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     return values

@@ -15,9 +15,11 @@ class Conditioning:
     """Everything a network may be conditioned on; None where it is told nothing.
 
     text: [B, L, D] token states. text_mask: [B, L] bool, True where there is a token. pooled: [B, P].
-    image_embed: [B, E], of unit norm, or as CLIP gives it. low_res: [B, 3, H, W] in [-1, 1], of the target size.
+    image_embed: [B, E], of unit norm, or as CLIP gives it; or a map [B, E, h, w].
+    low_res: [B, 3, H, W] in [-1, 1], of the target size.
     noise_level: [B] in [0, 1]. source_size: [B], side in pixels of the picture that low_res was enlarged from.
     guidance: [B], the weight a distilled network is told (None: not distilled).
+    score: [B], how well the picture is said to please, 1 to 10.
     drop_text, drop_image: [B] bool, True where the network sees its learned null instead (guidance, training).
     """
 
@@ -29,6 +31,7 @@ class Conditioning:
     noise_level: Tensor | None = None
     source_size: Tensor | None = None
     guidance: Tensor | None = None
+    score: Tensor | None = None
     drop_text: Tensor | None = None
     drop_image: Tensor | None = None
 

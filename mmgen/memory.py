@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 # Of what is free on a device, for weights that stay there. The rest is for what stages compute, which grows with the
 # pictures and not with the weights: rather too much, for moving weights costs seconds and running out costs the run.
 WEIGHTS_SHARE = 0.5
+# Of the same, for the weights of a stage that are alone there for its turn: streaming them takes far longer.
+TURN_SHARE = 0.75
+# What is streamed, and nearly all bytes of every network: others have weights that are used past their own call.
+LAYERS = (nn.Linear, nn.Conv2d)
 # How the allocators of a CPU and of MPS say that there is no more, in torch 2.7 to 2.13.
 OUT_OF_MEMORY = ("can't allocate memory", "MPS backend out of memory")
 # Bytes from which a tensor gets memory of its own, which goes with it. By itself glibc raises this up to 32 MB, and the
@@ -31,6 +35,10 @@ M_MMAP_THRESHOLD = -3
 
 Out = TypeVar("Out")
 Outcome = TypeVar("Outcome")
+Place = Literal["resident", "turn", "streamed"]
+"""Where weights are: on the device always, for their stage's turn, or each layer's while it computes."""
+Tensors = list[tuple[dict[str, Any], dict[str, Any]]]
+"""The dictionaries of a network that hold its tensors, and what is in each."""
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -70,8 +78,11 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Move and cast for inference, convolutions channels last."""
     module = module.eval().requires_grad_(False)
+    # of videos they have five sides, and torch has no such order for both kinds
+    videos = any(value.ndim > 4 for value in module.parameters())
+    order = torch.preserve_format if videos else torch.channels_last
     # not Module.to(dtype) of diffusers' mixin, which prints; one pass does all three
-    nn.Module.to(module, device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    nn.Module.to(module, device=device, dtype=dtype, memory_format=order)  # type: ignore[call-overload]
     for part in module.modules() if device.type == "cpu" else ():
         for value in (*part._parameters.values(), *part._buffers.values()):
             # a part of the mapped file, which would stay in memory as a whole beside what was made of its other parts
@@ -137,9 +148,29 @@ def keep_little() -> None:
     _glibc("mallopt", M_MMAP_THRESHOLD, LARGE)
 
 
-def stays(weights: int, device: torch.device) -> bool:
-    """Whether networks of so many bytes stay on a device together: on a CPU always, elsewhere as `Residency` says."""
-    return device.type == "cpu" or weights <= WEIGHTS_SHARE * free_bytes(device)
+def stays(weights: int, device: torch.device, memory: int | None = None) -> bool:
+    """Whether networks of so many bytes stay on a device together, as `Residency` says. memory: as there."""
+    return weights <= WEIGHTS_SHARE * _limit(device, memory)
+
+
+def _limit(device: torch.device, memory: int | None) -> float:
+    """Bytes that a run may take of a device: what is asked for, else what is free; of a CPU as many as it needs."""
+    if memory is not None:
+        return memory
+    return math.inf if device.type == "cpu" else free_bytes(device)
+
+
+@dataclass(frozen=True)
+class Files:
+    """How a network is read that is read anew for every turn.
+
+    bytes: of the files. whole: with all its tensors, on the CPU. parts: its tensors by their names, each read when it
+    is asked for and then as `whole` has it; None: they are in no file as they are drawn with.
+    """
+
+    bytes: int
+    whole: Callable[[], nn.Module]
+    parts: Callable[[], Mapping[str, Tensor]] | None = None
 
 
 class Residency:
@@ -147,10 +178,12 @@ class Residency:
 
     networks: all of them, frozen and on the CPU. They fit if their parameters and buffers take at most WEIGHTS_SHARE of
     `free_bytes` now. Nothing else is counted: activations, attention and a library's workspace depend on the batch, the
-    pictures' side and the kernels, and are not known before a run. Nor is it checked that each stage fits by itself:
-    torch says so when it does not. Where the device is the CPU, nothing is ever moved.
-    read: how each is read from its files, onto the CPU; then no network stays, on a CPU either: what they hold now is
-    dropped, and they are read anew for every turn.
+    pictures' side and the kernels, and are not known before a run. Networks of a stage that take more than TURN_SHARE
+    for their turn are streamed: of each layer, the weights are there while it computes (`stream`). Where the device is
+    the CPU, nothing is ever moved.
+    read: how each is read from its files; then no network stays, on a CPU either: what they hold now is dropped, and
+    they are read anew for every turn. Of a CPU, files count that are read into it, and what has no `Files.parts` is
+    not streamed. memory: bytes that a person allows; None: what is free, and of a CPU all.
     A context, at whose end the networks of a turn are moved out, however it comes.
     """
 
@@ -158,19 +191,48 @@ class Residency:
         self,
         networks: Iterable[nn.Module],
         device: torch.device,
-        read: Mapping[nn.Module, Callable[[], nn.Module]] | None = None,
+        read: Mapping[nn.Module, Files] | None = None,
+        memory: int | None = None,
     ) -> None:
         self._device, self._read, everything = device, read, list(networks)
+        self._limit = _limit(device, memory)
         # of networks that are moved in for a turn: their parameters on the CPU, none if they are read again
         self._homes: dict[nn.Module, list[Tensor]] = {}
+        self._streamed: dict[nn.Module, Tensors] = {}  # of those that are streamed: what they held before
         self.fits = read is None
         if read is not None:
             for network in everything:
                 nn.Module.to(network, "meta")
         elif device.type != "cpu":
-            self.fits = stays(sum(map(weight_bytes, everything)), device)
+            self.fits = sum(map(weight_bytes, everything)) <= WEIGHTS_SHARE * self._limit
             for network in everything if self.fits else ():
                 nn.Module.to(network, device)
+
+    def place(self, networks: Sequence[nn.Module], memory: int | None = None) -> Place:
+        """Where the weights of these networks are while their stage runs. memory: as if a person had allowed that."""
+        if self.fits:
+            return "resident"
+        return "streamed" if self._to_stream(networks, memory) else "turn"
+
+    def held(self, networks: Sequence[nn.Module], memory: int | None = None) -> int:
+        """Bytes of their weights that are on the device at once, at most, while their stage runs. memory: as above."""
+        streamed = self._to_stream(networks, memory)
+        return sum(streamed_bytes(one) if one in streamed else weight_bytes(one) for one in networks)
+
+    def _to_stream(self, networks: Sequence[nn.Module], memory: int | None = None) -> set[nn.Module]:
+        """Those of a stage's networks that are streamed."""
+        limit = self._limit if memory is None else memory
+        needed = sum(map(weight_bytes, networks))
+        if self._read is not None and self._device.type == "cpu":
+            needed += max((self._read[network].bytes for network in networks), default=0)
+        if self.fits or needed <= TURN_SHARE * limit:
+            return set()
+        return {network for network in networks if self._can_stream(network)}
+
+    def _can_stream(self, network: nn.Module) -> bool:
+        if self._read is None or self._device.type != "cpu":
+            return True  # from the memory of the CPU
+        return self._read[network].parts is not None
 
     def turn(
         self, networks: Sequence[nn.Module], run: Generator[Out, None, Outcome]
@@ -188,14 +250,22 @@ class Residency:
     @torch.inference_mode(False)  # what is made in that mode could never be changed outside
     def hold(self, networks: Sequence[nn.Module]) -> None:
         """Move all others out, then these in; one that is there stays."""
-        if self.fits:
+        if self.fits or set(networks) == self._homes.keys() | self._streamed.keys():
             return
-        for network in [there for there in self._homes if there not in networks]:
+        streamed = self._to_stream(networks)
+        for network in [there for there in self._homes if there not in networks or there in streamed]:
             self._leave(network)
             del self._homes[network]  # last, so that an interruption here loses nothing
             _glibc("malloc_trim", 0)  # or what it held would stay with this process
+        for network in [there for there in self._streamed if there not in streamed]:
+            _unhook([network])
+            _put_back(self._streamed[network])
+            del self._streamed[network]
         for network in networks:
-            if network not in self._homes:
+            if network in streamed and network not in self._streamed:
+                self._streamed[network] = _tensors([network])
+                stream(network, self._device, self._weights(network))
+            elif network not in streamed and network not in self._homes:
                 self._enter(network)
 
     def _leave(self, network: nn.Module) -> None:
@@ -212,8 +282,18 @@ class Residency:
             self._homes[network] = [parameter.data for parameter in network.parameters()]
         else:
             self._homes[network] = []
-            _take_over(network, self._read[network]())
+            _take_over(network, self._read[network].whole())
         nn.Module.to(network, self._device)
+
+    def _weights(self, network: nn.Module) -> Mapping[str, Tensor]:
+        """What a network is streamed from: its files, or the memory of the CPU."""
+        if self._read is not None:
+            files = self._read[network]
+            if self._device.type == "cpu":
+                assert files.parts is not None
+                return files.parts()
+            _take_over(network, files.whole())
+        return named_tensors(network)
 
     def __enter__(self) -> Residency:
         return self
@@ -229,23 +309,106 @@ def _take_over(network: nn.Module, other: nn.Module) -> None:
         own._buffers.update(theirs._buffers)
 
 
-@contextmanager
-def on_meta(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Networks whose tensors have a shape and no numbers while the context lasts; where these were, they stay."""
-    kept: list[tuple[dict[str, Any], dict[str, Any]]] = [
+def named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers of a network, each by every name that it has."""
+    return {
+        **dict(network.named_parameters(remove_duplicate=False)),
+        **dict(network.named_buffers(remove_duplicate=False)),
+    }
+
+
+def stream(network: nn.Module, device: torch.device, weights: Mapping[str, Tensor]) -> None:
+    """Have the weights of every layer on a device while it computes, and all else of a network for good.
+
+    weights: all its tensors by their names; asked for a layer's each time. By the hooks of accelerate, which stand in
+    the layers until somebody takes them out.
+    """
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+    from accelerate.utils import PrefixedDataset, set_module_tensor_to_device
+
+    layers, there = _layers(network), dict[Tensor, Any]()
+    for name, module in network.named_modules():
+        before = f"{name}." if name else ""
+        if module in layers:
+            own = PrefixedDataset(weights, before)
+            add_hook_to_module(module, AlignDevicesHook(str(device), offload=True, weights_map=own))
+            continue
+        for held in (module._parameters, module._buffers):
+            for key, value in [(key, value) for key, value in held.items() if value is not None]:
+                if value in there:  # one tensor by two names
+                    held[key] = there[value]
+                    continue
+                set_module_tensor_to_device(module, key, str(device), value=weights[before + key])
+                there[value] = held[key]
+
+
+def _layers(network: nn.Module) -> set[nn.Module]:
+    """Those whose weights are streamed: not that of the first parameter, by which libraries tell a network's device."""
+    first = next(network.parameters(), None)
+    found = {module for module in network.modules() if type(module) in LAYERS}
+    return {layer for layer in found if all(value is not first for value in layer.parameters())}
+
+
+def streamed_bytes(network: nn.Module) -> int:
+    """What a network that is streamed takes on a device at most: the largest layer as it is read and as it computes."""
+    layers = _layers(network)
+    moving = {value for layer in layers for value in layer.parameters()}
+    most = max((sum(value.nbytes for value in layer.parameters()) for layer in layers), default=0)
+    return weight_bytes(network) - sum(value.nbytes for value in moving) + 2 * most
+
+
+def _unhook(networks: Iterable[nn.Module]) -> list[tuple[nn.Module, Any]]:
+    """Take the hooks of accelerate out of networks. Returns where each was."""
+    hooked = [
+        (module, module._hf_hook)
+        for network in networks
+        for module in network.modules()
+        if hasattr(module, "_hf_hook")
+    ]
+    if hooked:
+        from accelerate.hooks import remove_hook_from_module
+
+        for module, _ in hooked:
+            remove_hook_from_module(module)
+    return hooked
+
+
+def _hook(hooked: list[tuple[nn.Module, Any]]) -> None:
+    """The way back of `_unhook`."""
+    if hooked:
+        from accelerate.hooks import add_hook_to_module
+
+        for module, hook in hooked:
+            add_hook_to_module(module, hook)
+
+
+def _tensors(networks: Iterable[nn.Module]) -> Tensors:
+    return [
         (held, dict(held))
         for network in networks
         for module in network.modules()
         for held in (module._parameters, module._buffers)
     ]
+
+
+def _put_back(tensors: Tensors) -> None:
+    for held, before in tensors:
+        held.clear()
+        held.update(before)
+
+
+@contextmanager
+def on_meta(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Networks whose tensors have a shape and no numbers while the context lasts; where these were, they stay."""
+    hooked = _unhook(networks)
+    kept = _tensors(networks)
     try:
         for held, real in kept:
             held.update({name: None if value is None else value.to("meta") for name, value in real.items()})
         yield
     finally:
-        for held, real in kept:
-            held.clear()
-            held.update(real)
+        _put_back(kept)
+        _hook(hooked)
 
 
 def _glibc(function: str, *numbers: int) -> None:

@@ -66,7 +66,7 @@ class StageSettings:
     mean square of what its two sides differ by, 1e-6 to 2.
     threshold: a percentile in (0, 1) for dynamic thresholding, "clip" or "none". threshold_cap: at least 1.
     noise_level: corruption of the low-resolution input, 0 to 1 (super-resolution only); to published networks it is
-    the part of the training steps of that noise.
+    the part of the training steps of that noise, and to one that refines, of the noise that its steps begin with.
     resample: how often each step is taken, 1 to 100, noised again in between; more fits a repainted part better.
     timesteps: one of PRESETS instead of even steps, for networks that were trained in 1000; it says `steps` as well.
     Raises UsageError for anything else.

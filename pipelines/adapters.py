@@ -71,7 +71,8 @@ class SizedUNet(Face):
     """A `UNet2DConditionModel` that is told texts, a pooled vector of each, and what was cut of its pictures.
 
     side: of the pictures in pixels: they are said to be whole, and of this size from the beginning.
-    Source: Podell et al. 2023 (SDXL), arXiv:2307.01952, section 2.2.
+    Source: Podell et al. 2023 (SDXL), arXiv:2307.01952, section 2.2; a score stands in the place of the last size in
+    the network that refines, as published.
     """
 
     def __init__(self, network: Any, *, side: int) -> None:
@@ -80,11 +81,12 @@ class SizedUNet(Face):
 
     def prepare(self, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor]:
         """The token states [B, L, D], the pooled vectors [B, P], and height and width of the original, top and left of
-        the cut, height and width of the picture [B, 6]."""
+        the cut, height and width of the picture, or its score instead of these [B, 6 or 5]."""
         text, pooled = (given(getattr(cond, name), name).to(self.dtype) for name in ("text", "pooled"))
         side = float(self.side)
-        sizes = torch.tensor([side, side, 0.0, 0.0, side, side], device=text.device)
-        return text, pooled, sizes.expand(len(text), -1)
+        whole = torch.tensor([side, side, 0.0, 0.0], device=text.device).expand(len(text), -1)
+        last = whole[:, :2] if cond.score is None else cond.score[:, None].to(whole)
+        return text, pooled, torch.cat([whole, last], dim=1)
 
     def __call__(self, x_t: Tensor, t: Tensor, told: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """What it predicts, [B, C, h, w]. t: [B], training steps, as of a `TextUNet`."""
@@ -184,19 +186,24 @@ def colours(vae: Any) -> Tensor | None:
     By least squares, from what it makes of pictures of one colour: the corners of the cube of all colours. None where
     its weights are not in memory. Raises ValueError if it makes no numbers of them.
     """
-    return _colours(vae, lambda shown: scaled(vae.encode(shown).latent_dist.mean.float(), vae.config))
+    return fitted_colours(
+        vae,
+        lambda shown: scaled(vae.encode(shown).latent_dist.mean.float(), vae.config),
+        enlargement(vae.config),
+    )
 
 
 def movq_colours(movq: Any) -> Tensor | None:
     """The map that `colours` gives, of a `VQModel`, whose latents are diffused as they are."""
-    return _colours(movq, lambda shown: movq.encode(shown).latents.float())
+    return fitted_colours(movq, lambda shown: movq.encode(shown).latents.float(), enlargement(movq.config))
 
 
-def _colours(vae: Any, encode: Callable[[Tensor], Tensor]) -> Tensor | None:
+def fitted_colours(vae: Any, encode: Callable[[Tensor], Tensor], scale: int) -> Tensor | None:
+    """The map that `colours` gives, by what `encode` makes of pictures. scale: pixels to a side of a latent."""
     if vae.device.type == "meta":
         return None
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
-    side = PATCH * enlargement(vae.config)
+    side = PATCH * scale
     shown = corners[:, :, None, None].expand(-1, -1, side, side).to(vae.dtype)
     with torch.no_grad():
         found = encode(shown).mean(dim=(2, 3))

@@ -12,21 +12,31 @@ from mmgen.noise import Noise
 from mmgen.pipelines import forms
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.forms import StageForm
-from mmgen.pipelines.stage import Draft, Stage
+from mmgen.pipelines.stage import Draft, Enlarger, Stage
 from mmgen.schedulers.samplers import Step, sampler
 from mmgen.types import SAMPLERS, StageSettings
+
+FROM_PROMPTS = frozenset({"prompts"})
+FROM_A_PICTURE = frozenset({"prompts", "image"})
 
 
 class Cascade:
     """Ordered stages. Raises UsageError when a stage needs what no stage before it gives.
 
-    residency: of their networks; None: they stay where they are.
+    residency: of their networks; None: they stay where they are. begins: the fields of the Draft that are there at the
+    beginning.
     """
 
-    def __init__(self, stages: Sequence[Stage], residency: Residency | None = None) -> None:
-        self.stages = tuple(stages)
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        residency: Residency | None = None,
+        *,
+        begins: frozenset[str] = FROM_PROMPTS,
+    ) -> None:
+        self.stages, self.begins = tuple(stages), begins
         self.residency = Residency((), torch.device("cpu")) if residency is None else residency
-        known = {"prompts"}
+        known = set(begins)
         for stage in self.stages:
             if missing := sorted(stage.needs - known):
                 raise UsageError(
@@ -51,7 +61,20 @@ class Cascade:
     def up_to(self, size: int) -> Cascade:
         """The chain that ends with pictures of this side. Raises UsageError if none does."""
         kept = forms.up_to([_form(stage) for stage in self.stages], size)
-        return Cascade(self.stages[: len(kept)], self.residency)
+        return Cascade(self.stages[: len(kept)], self.residency, begins=self.begins)
+
+    def enlarging(self, side: int, prompt: str, model: str) -> tuple[StageForm, Cascade]:
+        """The stage that enlarges a given picture, and the chain from that picture to the larger one.
+
+        side: the picture's longer one. Raises UsageError as `forms.enlarging` does. model: for the error.
+        """
+        form = forms.enlarging([_form(stage) for stage in self.stages], side, prompt, model)
+        at = self.names.index(form.name)
+        stage, before, after = self.stages[at], self.stages[:at], self.stages[at + 1 :]
+        texts = [one for one in before if "text" in one.gives][-1:] if "text" in stage.needs else []
+        # out of the space of a VAE
+        decoders = [] if "image" in stage.gives else [one for one in after if "image" in one.gives][:1]
+        return form, Cascade([*texts, stage, *decoders], self.residency, begins=FROM_A_PICTURE)
 
     def resolve(self, given: Mapping[str, StageSettings]) -> dict[str, StageSettings]:
         """Every setting of every stage, by its default where it is not given; a stage without settings is left out.
@@ -89,7 +112,8 @@ def complete(stage: Stage, settings: StageSettings) -> StageSettings:
 
 
 def _form(stage: Stage) -> StageForm:
-    return StageForm(stage.name, stage.takes, stage.defaults, stage.size)
+    factor = stage.factor if isinstance(stage, Enlarger) else None
+    return StageForm(stage.name, stage.takes, stage.defaults, stage.size, factor)
 
 
 def _check_foreign(stage: str, settings: StageSettings) -> None:

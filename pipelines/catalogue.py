@@ -14,7 +14,7 @@ from mmgen.pipelines import hub, sources
 from mmgen.pipelines.checkpoint import entries, problems
 from mmgen.pipelines.forms import StageForm, resolve, sides, up_to
 from mmgen.pipelines.reference import Reference
-from mmgen.pipelines.sources import available, find, is_single_file, locate
+from mmgen.pipelines.sources import available, find, find_lora, is_alone, is_single_file, locate
 from mmgen.types import Request, Size, StageSettings
 
 
@@ -132,9 +132,13 @@ def verify(name_or_folder: str | Path) -> list[str]:
     Raises ModelError if it is no checkpoint at all.
     """
     asked = Reference.parse(str(name_or_folder))
-    given = [text for text in (asked.model, asked.prior, asked.vae, *asked.upscalers) if text is not None]
-    folders = [find(text, fetch=False, whole=False) for text in given if not is_single_file(text)]
-    found = [one for folder in folders for one in (*hub.damaged(folder), *problems(folder))]
+    folders = [
+        find(text, fetch=False, whole=False, alone=True) for text in asked.models if not is_single_file(text)
+    ]
+    snapshots = [hub.snapshot_of(find_lora(lora.file, fetch=False)) for lora in asked.loras]
+    found = [one for folder in (*folders, *filter(None, snapshots)) for one in hub.damaged(folder)]
+    # what such a component lacks is found where it is looked at as a part of the model
+    found += [one for folder in folders if not is_alone(folder) for one in problems(folder)]
     return found or _incomplete(name_or_folder)
 
 

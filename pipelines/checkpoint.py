@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mmgen.errors import ModelError
 
 MANIFEST = "manifest.json"
 INDEX = "model_index.json"
+CONFIG = "config.json"  # of a component, and of one that is published alone
 CARD = "README.md"
 VOCABULARY = "vocabulary.json"
 TEXTS = {".json", ".txt", ".model"}  # of configurations and tokenizers
@@ -58,15 +59,16 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def entries(folder: Path) -> dict[str, dict[str, Any]]:
+def entries(folder: Path, only: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
     """The files that a model is read from: path -> {"sha256", "bytes"}.
 
     What the manifest says of them, unchecked; where there is none, they are all read for it, as they are now.
+    only: components and files below the folder, where no more is read; None: all that the index names.
     Raises ModelError if the manifest is malformed, or the files without one are not sound.
     """
-    if _has_manifest(folder):
+    if has_manifest(folder):
         return read_manifest(folder)
-    return {path.relative_to(folder).as_posix(): _entry(path) for path in _read_files(folder)}
+    return {path.relative_to(folder).as_posix(): _entry(path) for path in _read_files(folder, only)}
 
 
 def digest(files: Mapping[str, Mapping[str, Any]]) -> str:
@@ -75,18 +77,18 @@ def digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def problems(folder: Path) -> list[str]:
+def problems(folder: Path, only: Collection[str] | None = None) -> list[str]:
     """What is wrong with the files of a checkpoint, and what to do; empty: nothing.
 
     Every file is to be in the manifest and as it says; hidden ones, which nothing here reads, may be there besides.
-    Without a manifest only what is read is looked at: where it lies, and the headers of weights.
+    Without a manifest only what is read is looked at: where it lies, and the headers of weights. only: as in `entries`.
     Raises ModelError if the folder is no checkpoint.
     """
-    if not (folder / INDEX).is_file():
+    if only is None and not (folder / INDEX).is_file():
         raise no_checkpoint(folder)
-    if not _has_manifest(folder):
+    if not has_manifest(folder):
         try:
-            _read_files(folder)
+            _read_files(folder, only)
         except ModelError as error:
             return [str(error)]
         return []
@@ -102,29 +104,35 @@ def no_checkpoint(folder: Path) -> ModelError:
     return ModelError(f"{folder.name} is no checkpoint: it has no {INDEX}")
 
 
-def check_folder(folder: Path) -> dict[str, dict[str, Any]]:
+def check_folder(folder: Path, only: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
     """`entries` of a sound checkpoint. Raises ModelError, which names what is wrong, if it is not sound."""
-    if found := problems(folder):
+    if found := problems(folder, only):
         more = len(found) - SHOWN
         rest = f" (and {more} more: 'mmgen models verify' lists them)" if more > 0 else ""
         raise ModelError(f"checkpoint {folder.name}: {'; '.join(found[:SHOWN])}{rest}")
-    return entries(folder)
+    return entries(folder, only)
 
 
-def _has_manifest(folder: Path) -> bool:
+def has_manifest(folder: Path) -> bool:
+    """Whether a folder says itself what its files are."""
     return os.path.lexists(folder / MANIFEST)  # a link to nowhere is one that cannot be read
 
 
-def _read_files(folder: Path) -> list[Path]:
+def _read_files(folder: Path, only: Collection[str] | None) -> list[Path]:
     """What is read of a folder without manifest. Raises ModelError if it leads elsewhere or weights are not sound."""
     files = [folder / name for name in (INDEX, VOCABULARY) if (folder / name).is_file()]
-    for part in _parts(folder):
+    for part in _parts(folder) if only is None else [folder / name for name in only]:
         check_link(part, folder)
-        files += sorted(path for path in part.glob("[!.]*") if path.suffix in TEXTS and path.is_file())
-        if (part / "config.json").is_file() and not part.name.startswith("tokenizer"):
-            files += weight_files(part)
+        files += _part_files(part) if part.is_dir() else [part]
     for path in files:
         check_link(path, folder)
+    return files
+
+
+def _part_files(part: Path) -> list[Path]:
+    files = sorted(path for path in part.glob("[!.]*") if path.suffix in TEXTS and path.is_file())
+    if (part / CONFIG).is_file() and not part.name.startswith("tokenizer"):
+        files += weight_files(part)
     return files
 
 

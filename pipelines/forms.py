@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from mmgen.errors import UsageError
-from mmgen.types import StageSettings, check_sampler
+from mmgen.types import Size, StageSettings, check_sampler
 
 # the settings that each stage uses
 TEXT_TAKES: frozenset[str] = frozenset()
@@ -28,12 +28,26 @@ FACTOR = 4  # of a super-resolution stage: its picture's side in that of the pic
 
 @dataclass(frozen=True)
 class StageForm:
-    """What is known of a stage without its networks. As in `mmgen.pipelines.stage.Stage`."""
+    """What is known of a stage without its networks. As in `mmgen.pipelines.stage.Stage`.
+
+    factor: of one that enlarges pictures, the sides of what it makes in those of what it is given.
+    """
 
     name: str
     takes: frozenset[str]
     defaults: StageSettings
     size: int | None = None
+    factor: float | None = None
+
+    @property
+    def told(self) -> bool:
+        """Whether it is told a text: guidance is between two of them."""
+        return "guidance_scale" in self.takes
+
+    def enlarged(self, size: Size) -> Size:
+        """What a stage that enlarges makes of a picture: width and height in pixels."""
+        assert self.factor is not None
+        return round(self.factor * size[0]), round(self.factor * size[1])
 
 
 def up_to(forms: Sequence[StageForm], size: int) -> tuple[StageForm, ...]:
@@ -56,6 +70,22 @@ def resolve(forms: Sequence[StageForm], given: Mapping[str, StageSettings]) -> d
         )
     stages = {form.name: complete(form, given.get(form.name, StageSettings())) for form in forms}
     return {name: settings for name, settings in stages.items() if settings.to_dict()}
+
+
+def enlarging(forms: Sequence[StageForm], side: int, prompt: str, model: str) -> StageForm:
+    """The stage that enlarges a given picture: the first one that is trained for as much, or else the last.
+
+    side: the picture's longer one. Raises UsageError if there is none, and for a prompt that it is not told. model:
+    for the error.
+    """
+    found = [(form, sides(forms[i:])[0]) for i, form in enumerate(forms) if form.factor is not None]
+    if not found:
+        raise UsageError(f"{model} has no super-resolution stage: it cannot enlarge pictures")
+    fitting = (form for form, size in found if size >= max(form.enlarged((side, side))))
+    form = next(fitting, found[-1][0])
+    if prompt.strip() and not form.told:
+        raise UsageError(f"stage {form.name!r} of {model} is told no text: leave the prompt out")
+    return form
 
 
 def complete(form: StageForm, settings: StageSettings) -> StageSettings:

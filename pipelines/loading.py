@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from diffusers import ModelMixin
 
 from mmgen import __version__
 from mmgen.component import (
@@ -21,16 +20,17 @@ from mmgen.component import (
     read_any_json,
     read_json,
     refuse_foreign,
-    shown_names,
+    stamp,
     weight_files,
 )
 from mmgen.errors import ModelError, UsageError, told
-from mmgen.memory import Residency, choose_device, choose_dtype, place
+from mmgen.memory import Files, Residency, choose_device, choose_dtype, place
 from mmgen.models.multilingual import read_multilingual
+from mmgen.models.pretrained import quiet
 from mmgen.models.text import TextEncoder
-from mmgen.models.vision import outline_vision, read_vision
+from mmgen.models.vision import read_vision
 from mmgen.pipelines import lora
-from mmgen.pipelines.cascade import Cascade
+from mmgen.pipelines.cascade import FROM_A_PICTURE, FROM_PROMPTS, Cascade
 from mmgen.pipelines.checkpoint import (
     INDEX,
     MANIFEST,
@@ -39,15 +39,19 @@ from mmgen.pipelines.checkpoint import (
     write_manifest,
 )
 from mmgen.pipelines.families import FAMILIES
-from mmgen.pipelines.single_file import outline, read_part
+from mmgen.pipelines.parts import Parts, computed, stored
+from mmgen.pipelines.single_file import file_parts, read_part
 from mmgen.pipelines.sources import Checkpoint, Source, kind_of, locate
 from mmgen.pipelines.text_to_image import TextToImage
+from mmgen.tensors import Held, check_fit, check_numbers, read_tensors
 
 GPU_BATCH = 16
 IMAGE_ENCODER = "CLIPVisionModelWithProjection"  # of transformers
 MULTILINGUAL = "MultilingualCLIP"  # of diffusers, in the manner of transformers
 MAX_CONFIG_NUMBER = 16_384  # of widths, depths and sides: a wrong file must not build a billion layers
 MAX_COMPUTED = 2**28  # bytes, of what a constructor computes besides weights: a mask of 77 tokens has 26 kB
+# What configurations that are still published say, and nothing has ever used.
+OLD_FIELDS = {"QwenImageTransformer2DModel": ("pooled_projection_dim",)}
 # What older versions of diffusers called the projections of an attention, in files that are still published.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -71,58 +75,75 @@ def load(
 
 
 def open_model(
-    name_or_folder: str | Path = "storybook", device: str | None = None, dtype: str | None = None
+    name_or_folder: str | Path = "storybook",
+    device: str | None = None,
+    dtype: str | None = None,
+    memory: int | None = None,
 ) -> TextToImage:
     """The model that `load` gives, but its weights are in memory for the turn of their stage only, on a CPU too.
 
     They are read anew for every turn: a single picture takes longer, and many that go stage by stage need no more
-    memory than the largest stage. Every file is checked against the manifest now, and the headers of weights against
-    their configuration; one that has changed by the time it is read is a ModelError then, as are NaN and infinity.
+    memory than the largest stage. On a CPU, stages for which `memory` (bytes) is not enough, as `Residency` says, are
+    streamed from their files, layer by layer and at every step again; not networks that a LoRA changes.
+    Every file is checked against the manifest now, and the headers of weights against their configuration; one that
+    has changed by the time it is read is a ModelError then, as are NaN and infinity.
     """
-    return _model(name_or_folder, device, dtype, resident=False)
+    return _model(name_or_folder, device, dtype, memory, resident=False)
 
 
 def _model(
-    name_or_folder: str | Path, device: str | None, dtype: str | None, *, resident: bool
+    name_or_folder: str | Path,
+    device: str | None,
+    dtype: str | None,
+    memory: int | None = None,
+    *,
+    resident: bool,
 ) -> TextToImage:
     on = choose_device(device)
     number = choose_dtype(dtype, on)
     checkpoint = locate(name_or_folder, check=True)
-    checkpoint.forms()  # so that what joins the parts finds sizes that are numbers
-    changes = [(lora.read(Path(one.file)), one.weight) for one in checkpoint.loras]
+    checkpoint.loaded_forms()  # so that what joins the parts finds sizes that are numbers
+    changes = [(lora.look(Path(one.file)), one.weight) for one in checkpoint.loras]
+    if changes:  # before the weights that they change are read
+        outlines = {
+            name: _network(_outline(source, part, number)) for name, source, part in checkpoint.components()
+        }
+        for file, _ in changes:
+            lora.check(file, outlines)
     build = _read if resident else _outline
     parts: dict[str, Any] = {}
-    read = {}
+    read: dict[str, Files] = {}
     for name, source, part in checkpoint.components():
         parts[name] = build(source, part, number)
-        read[name] = _reader(source, part, number, _of(name, changes))
+        if not resident:
+            read[name] = _files(source, part, number, _of(name, changes), _network(parts[name]))
     networks = {name: _network(part) for name, part in parts.items()}
-    for file, _ in changes:
-        lora.check(file, networks)
     for name, network in networks.items():
-        if network.device.type != "meta":
+        if resident:
             _changed(network, _of(name, changes), name)
-    files = {name: source.describe(part)["bytes"] for name, source, part in checkpoint.components()}
     residency = Residency(
         {network: name for name, network in networks.items()},
         on,
-        None if resident else {networks[name]: read[name] for name in networks},
+        None if resident else {networks[name]: files for name, files in read.items()},
+        memory,
     )
     return TextToImage(
-        Cascade(checkpoint.stages(parts), residency),
+        Cascade(
+            checkpoint.stages(parts), residency, begins=FROM_PROMPTS if checkpoint.draws else FROM_A_PICTURE
+        ),
         name=checkpoint.name,
         digest=checkpoint.digest(),
         device=on,
         words=read_words(checkpoint.base.folder),
         batch_size=GPU_BATCH if on.type == "cuda" else 1,
         save=lambda out: _copy(checkpoint, out),
-        file_bytes={network: files[name] for name, network in networks.items()},
+        file_bytes={networks[name]: files.bytes for name, files in read.items()},
     )
 
 
 def _of(name: str, changes: Sequence[Change]) -> list[Change]:
     """Those that change this component."""
-    return [(file, weight) for file, weight in changes if name in file.tensors]
+    return [(file, weight) for file, weight in changes if name in file.parts]
 
 
 def _changed(network: torch.nn.Module, changes: Sequence[Change], name: str) -> torch.nn.Module:
@@ -144,44 +165,90 @@ def _read(source: Source, name: str, dtype: torch.dtype) -> Any:
 
 
 def _outline(source: Source, name: str, dtype: torch.dtype) -> Any:
-    """A component as `read_component` gives it, its networks on the meta device.
-
-    A text encoder is read for it, because transformers checks it no other way; it is the first that draws, and small.
-    """
-    module, kind = source.index[name]
-    meta = torch.device("meta")
-    if module == "transformers" and kind != IMAGE_ENCODER:
-        return _read(source, name, dtype)
+    """What `_read` gives, with the network on the meta device: no tensor is read."""
     if source.file is not None:
-        network = outline(source.file, name)
-    elif kind == IMAGE_ENCODER:
-        return place(outline_vision(source.folder / name), meta, dtype)
-    else:
-        network = build_network(source.folder / name, getattr(importlib.import_module(module), kind))
-    return place(network, meta, _fitting(network, dtype))
+        return read_part(source.file, name, dtype, outlined=True)
+    return _component(source.folder, name, source.index, dtype, outlined=True)
 
 
-def _reader(
-    source: Source, name: str, dtype: torch.dtype, changes: Sequence[Change]
-) -> Callable[[], torch.nn.Module]:
-    """How to read the network of a component whose files have just been checked."""
+def _files(
+    source: Source, name: str, dtype: torch.dtype, changes: Sequence[Change], network: torch.nn.Module
+) -> Files:
+    """How to read the network of a component whose files have just been checked. network: its outline."""
     checked = _stamps(source, name)
 
-    def read() -> torch.nn.Module:
+    def check() -> None:
         if _stamps(source, name) != checked:
             raise ModelError(
                 f"{name} of checkpoint {source.folder.name} has changed since it was checked: start again"
             )
+
+    def whole() -> torch.nn.Module:
+        check()
         return _changed(_network(_read(source, name, dtype)), changes, name)
 
-    return read
+    def parts() -> Parts:
+        check()
+        if source.file is not None:
+            return file_parts(source.file, name, network, check)
+        return folder_parts(source.folder / name, network, check)
+
+    there = source.file is not None or isinstance(network, ModelMixin)
+    there = there or stored_names(source.folder / name, network) is not None
+    return Files(source.describe(name)["bytes"], whole, parts if there and not changes else None)
+
+
+def folder_parts(folder: Path, network: torch.nn.Module, check: Callable[[], None]) -> Parts:
+    """The tensors of a network one by one. network, check: as `Parts` takes them; it is one with `stored_names`.
+
+    Raises ModelError for numbers that can draw nothing.
+    """
+    names, places = stored_names(folder, network), dict[str, tuple[Path, str]]()
+    assert names is not None
+    for file, header in weight_files(folder).items():
+        own = {name: (file, key) for name, key in names.items() if key in header}
+        check_numbers(f"{folder.name}/{file.name}", stored(own))
+        places |= own
+    return Parts(network, stored(places, _computed(folder, network)), check)
+
+
+def stored_names(folder: Path, network: torch.nn.Module) -> dict[str, str] | None:
+    """What files call each tensor that a network has in them; None where that cannot be told for one.
+
+    Of transformers, older files may put words before a name, and what is one tensor may have two names.
+    """
+    keys = [key for header in weight_files(folder).values() for key in header]
+    if isinstance(network, ModelMixin):
+        own = network.state_dict().keys()
+        return {_current_name(key, own): key for key in keys}
+    found, of_tensor = dict[str, str](), dict[torch.Tensor, str]()
+    for name, value in network.state_dict(keep_vars=True).items():
+        fitting = [key for key in keys if key == name] or [key for key in keys if key.endswith("." + name)]
+        if len(fitting) == 1:
+            found[name] = of_tensor[value] = fitting[0]
+    for name, value in network.state_dict(keep_vars=True).items():
+        if value not in of_tensor:
+            return None
+        found[name] = of_tensor[value]
+    return found
+
+
+def _computed(folder: Path, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors that no file holds, as the constructor of a network gives them."""
+    if isinstance(network, ModelMixin):
+        built = build_network(folder, type(network))
+        _compute_buffers(folder.name, built, type(network))
+        return computed(built)
+    from accelerate import init_empty_weights
+
+    with quiet(), init_empty_weights(include_buffers=False):
+        return computed(type(network)(network.config))
 
 
 def _stamps(source: Source, name: str) -> dict[str, tuple[int, int, int]]:
     """What tells that a file is another one, without reading it."""
     paths = [source.file.path] if source.file else list((source.folder / name).glob("[!.]*"))
-    found = {path.name: path.stat() for path in paths if path.is_file()}
-    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+    return {path.name: stamp(path) for path in paths if path.is_file()}
 
 
 def write_checkpoint(
@@ -211,31 +278,37 @@ def read_component(folder: Path, name: str, index: Mapping[str, Any], dtype: tor
 
     Raises ModelError if it is not sound.
     """
+    part = _component(folder, name, index, dtype)
+    if index[name][0] == "transformers":
+        check_numbers(name, _network(part).state_dict())
+    return part
+
+
+def _component(
+    folder: Path, name: str, index: Mapping[str, Any], dtype: torch.dtype, *, outlined: bool = False
+) -> Any:
+    """One component of a checkpoint, on the CPU, or on the meta device and without having read a tensor."""
     module, kind = index[name]
-    cpu = torch.device("cpu")
+    device = torch.device("meta" if outlined else "cpu")
     if kind == IMAGE_ENCODER:
-        network = read_vision(folder / name, dtype)
-        _check_tensors(name, network.state_dict())
-        return place(network, cpu, dtype)
+        return place(read_vision(folder / name, dtype, outlined=outlined), device, dtype)
     if kind == MULTILINGUAL:
-        multilingual = read_multilingual(folder / name, folder / "tokenizer", dtype)
-        _check_tensors(name, multilingual.model.state_dict())
-        return multilingual
+        return read_multilingual(folder / name, folder / "tokenizer", dtype, outlined=outlined)
     if module == "transformers":
-        layer = index.get("text_layer", -1)
         encoder = TextEncoder.load(
             folder / name,
             folder / name.replace("text_encoder", "tokenizer"),
-            layer=layer,
+            layer=index.get("text_layer", -1),
             dtype=dtype,
             projected=kind == "CLIPTextModelWithProjection",
+            outlined=outlined,
         )
         if (found := type(encoder.model).__name__) != kind:
             raise ModelError(f"{INDEX} says that {name} is {kind}, but its config.json describes a {found}")
-        _check_tensors(name, encoder.model.state_dict())
         return encoder  # not cast again: transformers keeps what overflows in half precision in float32
-    network = read_network(folder / name, getattr(importlib.import_module(module), kind))
-    return place(network, cpu, _fitting(network, dtype))
+    read = build_network if outlined else read_network
+    network = read(folder / name, getattr(importlib.import_module(module), kind))
+    return place(network, device, _fitting(network, dtype))
 
 
 def _fitting(network: Any, dtype: torch.dtype) -> torch.dtype:
@@ -248,12 +321,12 @@ def read_network(folder: Path, network_class: Any) -> Any:
 
     It is built on the meta device, so that a wrong config allocates nothing, then given the file's tensors.
     """
-    network = build_network(folder, network_class)
+    files = weight_files(folder)
+    network = _built(folder, network_class, files.values())
     names = network.state_dict().keys()
     held: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder):
-        tensors = _tensors(file)
-        _check_tensors(f"{folder.name}/{file.name}", tensors)
+    for file in files:
+        tensors = read_tensors(file, f"{folder.name}/{file.name}")
         held |= {_current_name(key, names): value for key, value in tensors.items()}
     try:
         network.load_state_dict(held, strict=True, assign=True)
@@ -287,20 +360,37 @@ def build_network(folder: Path, network_class: Any) -> Any:
 
     Raises ModelError if it says none, or if the headers of the weights have other tensors than that network.
     """
+    return _built(folder, network_class, weight_files(folder).values())
+
+
+def _built(folder: Path, network_class: Any, headers: Collection[Header]) -> Any:
     values = read_json(folder / "config.json")
     refuse_foreign(values, f"{folder.name}/config.json")
-    config = {k: v for k, v in values.items() if not k.startswith("_")}
-    headers = weight_files(folder).values()
+    old = OLD_FIELDS.get(network_class.__name__, ())
+    config = {k: v for k, v in values.items() if not k.startswith("_") and k not in old}
     try:
         _check_numbers(config)
         # twice, because a constructor may replace what it has made
         with torch.device("meta"), at_most(2 * sum(map(len, headers))):
             network = network_class(**config)
-    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+    # some constructors say by assert what they cannot be
+    except (
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        AssertionError,
+    ) as error:
         raise ModelError(
             f"{folder.name}/config.json does not describe a {network_class.__name__}: {told(error)}"
         ) from None
-    _check_fit(folder.name, network, headers)
+    needed = network.state_dict()
+    held = {
+        _current_name(key, needed): Held.by(key, entry) for header in headers for key, entry in header.items()
+    }
+    check_fit(folder.name, held, needed)
     return network
 
 
@@ -311,45 +401,12 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {number}: numbers from -{most} to {most} can be meant")
 
 
-def _check_fit(name: str, network: torch.nn.Module, headers: Collection[Header]) -> None:
-    """Raise ModelError, before a tensor is read, for tensors that are missing, unknown or of another shape."""
-    needed = {key: list(value.shape) for key, value in network.state_dict().items()}
-    held = {_current_name(key, needed): entry["shape"] for header in headers for key, entry in header.items()}
-    wrong = {
-        "lack": needed.keys() - held.keys(),
-        "hold also": held.keys() - needed.keys(),
-        "have another shape for": {key for key in needed if held.get(key) != needed[key]},
-    }
-    for what, keys in wrong.items():
-        if keys:
-            raise ModelError(f"{name}: the weights {what} {shown_names(keys)}: they do not fit config.json")
-
-
 def _current_name(key: str, names: Collection[str]) -> str:
     """What a network calls a tensor of its file, which may be older than the names of today."""
     path, _, leaf = key.rpartition(".")
     path, _, layer = path.rpartition(".")
     current = f"{path}.{OLD_NAMES.get(layer, layer)}.{leaf}"
     return current if key not in names and current in names else key
-
-
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path.parent.name}/{path.name} cannot be read: {error}") from None
-
-
-def _check_tensors(name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise ModelError for weights with NaN or infinity, and for a file that holds nothing but zeros.
-
-    name: of the file or component, for the error.
-    """
-    for key, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ModelError(f"{name}: the weights {key} hold NaN or infinity; they can draw nothing")
-    if not any(bool(value.any()) for value in tensors.values()):
-        raise ModelError(f"{name} is filled with zeros: its download was cut off, get it again")
 
 
 def read_words(folder: Path) -> frozenset[str] | None:
@@ -368,7 +425,7 @@ def _copy(checkpoint: Checkpoint, out: Path) -> None:
     if checkpoint.is_joined or checkpoint.base.file:
         raise UsageError(f"{checkpoint.name} is no single folder: copy what it was loaded from")
     folder = checkpoint.base.folder
-    files = checkpoint.checked[folder]
+    files = checkpoint.base.files()
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty: save into a new folder")
     for path in files:

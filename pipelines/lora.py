@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from mmgen.component import ONLY_SAFETENSORS, shown, shown_names, weight_header
+from mmgen.component import ONLY_SAFETENSORS, Header, shown, shown_names, stamp, weight_header
 from mmgen.errors import ModelError, UsageError, told
+from mmgen.tensors import FRACTIONS, Held, check_fit, read_tensors
 
 # What kohya's trainer calls the components of a model; a layer's dots are underscores there.
 KOHYA = {
@@ -33,23 +34,29 @@ COMPONENTS = ("unet", "transformer", "prior", "text_encoder", "text_encoder_2", 
 DOWN, UP, KOHYA_DOWN, KOHYA_UP = "lora_A.weight", "lora_B.weight", "lora_down.weight", "lora_up.weight"
 SETTINGS = "lora_adapter_metadata"  # where diffusers keeps what a file was trained with, in the header
 ADAPTER = "mmgen"  # peft wants a name
-MAX_BYTES = 8_000_000_000  # of a file, which is read as a whole: those of SDXL with a rank of 256 have 2 GB
-
-T = TypeVar("T")
+MAX_BYTES = 8_000_000_000  # of a file: those of SDXL with a rank of 256 have 2 GB
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """What a file changes. name: of the file, for errors.
+    """What a file changes, as its header says it.
 
-    tensors: by component, as the file calls them after the component's name. settings: of their training, "unet.r" and
-    the like. kohya: whether their names are those of kohya's trainer.
+    parts: component -> what the file calls a tensor after the component's name -> its whole name. header: without what
+    is beside the tensors. settings: of their training, "unet.r" and the like. kohya: whether their names are those of
+    kohya's trainer. stamp: of the file that was looked at.
     """
 
-    name: str
-    tensors: Mapping[str, Mapping[str, Tensor]]
+    path: Path
+    header: Header
+    parts: Mapping[str, Mapping[str, str]]
     settings: Mapping[str, Any]
     kohya: bool
+    stamp: tuple[int, int, int]
+
+    @property
+    def name(self) -> str:
+        """Of the file, for errors."""
+        return self.path.name
 
 
 class _Change(NamedTuple):
@@ -57,11 +64,11 @@ class _Change(NamedTuple):
     up: Tensor  # [out, r, ...], with alpha / r
 
 
-def read(path: Path) -> LoraFile:
-    """What a .safetensors file of kohya's trainer, of diffusers or of peft changes.
+def look(path: Path) -> LoraFile:
+    """What a .safetensors file of kohya's trainer, of diffusers or of peft changes; no tensor is read.
 
-    Raises ModelError for another file, for one that is damaged or has more than MAX_BYTES, whose tensors are no LoRA or
-    hold NaN or infinity, and for one of zeros; UsageError where peft is not installed.
+    Raises ModelError for another file, for one that is damaged or has more than MAX_BYTES, and for one whose tensors
+    are no LoRA; UsageError where peft is not installed.
     """
     if find_spec("peft") is None:
         raise UsageError("LoRA files need peft, which is not installed: pip install 'mmgen[lora]'")
@@ -71,43 +78,66 @@ def read(path: Path) -> LoraFile:
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ModelError(f"{path.name} has {size:,} bytes: of a LoRA at most {MAX_BYTES:,} are read")
     kohya = any(key.startswith(tuple(KOHYA)) for key in header)
-    # a whole model, say, is refused before it is read
-    _by_component(path.name, {key: key for key in header if not (kohya and key.endswith(".alpha"))}, kohya)
+    parts = _by_component(path.name, header, kohya)
+    empty = [key for key, entry in header.items() if 0 in entry["shape"]]
+    if empty or not header:
+        raise ModelError(f"{path.name} has nothing in {shown_names(empty) or 'it'}: get it again")
     try:
         with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
             settings = json.loads((file.metadata() or {}).get(SETTINGS) or "{}")
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise ModelError(f"{path.name} cannot be read: {told(error)}") from None
     if not isinstance(settings, dict):
         raise ModelError(f"{path.name}: its {SETTINGS} is no JSON object")
-    _check_numbers(path.name, tensors)
-    if kohya:
-        tensors = _scaled_by_alpha(path.name, tensors)
-    return LoraFile(path.name, _by_component(path.name, tensors, kohya), settings, kohya)
+    return LoraFile(path.absolute(), header, parts, settings, kohya, stamp(path))
 
 
 def check(lora: LoraFile, networks: Mapping[str, nn.Module]) -> None:
-    """Raise ModelError unless all that a file changes is in a model. networks: by component; the meta device serves."""
-    if strange := lora.tensors.keys() - networks.keys():
+    """Raise ModelError unless all that a file changes is in a model and has its shapes, and for numbers that are none.
+
+    It is read only after its header was compared. networks: by component; the meta device serves.
+    """
+    if strange := lora.parts.keys() - networks.keys():
         raise ModelError(
             f"{lora.name} changes {', '.join(sorted(strange))}, and the model has no such component: it was made for "
             "another kind of model"
         )
-    for component in lora.tensors:
-        _changes(lora, component, networks[component])
+    for component in lora.parts:
+        _check_part(lora, component, networks[component])
+    for component in lora.parts:
+        _read(lora, component)
+
+
+def _check_part(lora: LoraFile, component: str, network: nn.Module) -> None:
+    outlines = {}
+    for own, key in lora.parts[component].items():
+        entry = lora.header[key]
+        dtype = torch.float32 if entry["dtype"] in FRACTIONS else torch.int64
+        outlines[own] = torch.empty(entry["shape"], dtype=dtype, device="meta")
+    _changes(lora, component, network, outlines)
 
 
 def fuse(network: nn.Module, lora: LoraFile, component: str, weight: float = 1.0) -> None:
     """Add what a file changes in a component to the weights of its network, on the CPU; they stay what they are.
 
-    weight: of the whole change; 0 leaves the network as it was, and below 0 it goes the other way. What was fused
-    before stays. Raises ModelError for tensors that fit no layer, and where the sum is NaN or infinity.
+    component: one of `lora.parts`. weight: of the whole change; 0 leaves the network as it was, and below 0 it goes the
+    other way. What was fused before stays. Raises ModelError where `check` does, where the sum is NaN or infinity, and
+    for a file that has changed since `look`.
     """
-    changes = _changes(lora, component, network)
+    _check_part(lora, component, network)
+    changes = _changes(lora, component, network, _read(lora, component))
     # one adapter per rank: patterns of ranks are matched by peft against every layer, which takes minutes
     for rank in sorted({len(change.down) for change in changes.values()}):
         _merge(network, {path: c for path, c in changes.items() if len(c.down) == rank}, weight, lora.name)
+
+
+def _read(lora: LoraFile, component: str) -> dict[str, Tensor]:
+    """What it holds for a component, as `_changes` takes it."""
+    names = lora.parts[component]
+    if stamp(lora.path) != lora.stamp:
+        raise ModelError(f"{lora.name} has changed since it was checked: start again")
+    tensors = read_tensors(lora.path, lora.name, names.values())
+    return {own: tensors[key] for own, key in names.items()}
 
 
 def _merge(network: nn.Module, changes: Mapping[str, _Change], weight: float, name: str) -> None:
@@ -134,39 +164,45 @@ def _merge(network: nn.Module, changes: Mapping[str, _Change], weight: float, na
         del network.peft_config
 
 
-def _changes(lora: LoraFile, component: str, network: nn.Module) -> dict[str, _Change]:
-    """What a file changes in a network, by the path of the layer. Raises ModelError unless every tensor fits one."""
-    named = _named(lora, component, network)
+def _changes(
+    lora: LoraFile, component: str, network: nn.Module, tensors: Mapping[str, Tensor]
+) -> dict[str, _Change]:
+    """What a file changes in a network, by the path of the layer. Raises ModelError unless every tensor fits one.
+
+    tensors: as the file calls them after the component's name; on the meta device they are compared all the same.
+    """
+    named = _named(lora, component, network, tensors)
     layers = {
         path: layer.weight
         for path, layer in network.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d)
     }
-    paths = sorted(
-        {path for key in named for end in (DOWN, UP) if (path := key.removesuffix(f".{end}")) in layers}
-    )
-    if strange := named.keys() - {f"{path}.{end}" for path in paths for end in (DOWN, UP)}:
-        raise ModelError(
-            f"{lora.name} holds {shown_names(strange)}, and {component} has no such layer: it was made for another "
-            "kind of model"
-        )
+    paths = sorted({key.removesuffix(f".{end}") for key in named for end in (DOWN, UP)} & layers.keys())
+    needed: dict[str, Tensor] = {}
+    for path in paths:
+        needed |= _pair(path, layers[path], named.get(f"{path}.{DOWN}"))
+    held = {key: Held(key, list(one.shape), one.is_floating_point()) for key, one in named.items()}
+    check_fit(f"{lora.name}, {component}", held, needed, to="this model: the file was made for another kind")
     found = {}
     for path in paths:
-        down, up = named.get(f"{path}.{DOWN}"), named.get(f"{path}.{UP}")
-        if down is None or up is None:
-            raise ModelError(
-                f"{lora.name} holds one of the two tensors for {path} of {component}: get it again"
-            )
-        _check_shapes(f"{lora.name}: {component}.{path}", down, up, layers[path])
+        down, up = named[f"{path}.{DOWN}"], named[f"{path}.{UP}"]
         found[path] = _Change(down.float(), up.float() * _scale(lora, component, path, len(down)))
     return found
 
 
-def _named(lora: LoraFile, component: str, network: nn.Module) -> dict[str, Tensor]:
+def _pair(path: str, weight: Tensor, down: Tensor | None) -> dict[str, Tensor]:
+    """Two tensors whose product has the shape of a layer's weight, on the meta device. down: what is there of them."""
+    rank = max(1, len(down)) if down is not None and down.ndim else 1
+    shapes = {DOWN: (rank, *weight.shape[1:]), UP: (len(weight), rank, *(1,) * (weight.ndim - 2))}
+    return {f"{path}.{end}": torch.empty(shape, device="meta") for end, shape in shapes.items()}
+
+
+def _named(
+    lora: LoraFile, component: str, network: nn.Module, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The tensors of a component, by PATH.lora_A.weight and PATH.lora_B.weight."""
-    tensors = lora.tensors.get(component, {})
-    if not tensors:
-        return {}
+    if lora.kohya:
+        tensors = _scaled_by_alpha(lora.name, tensors)
     convert = _text_encoder_of_kohya if component.startswith("text_encoder") else _unet_of_kohya
     try:
         named = convert(tensors, network) if lora.kohya else _named_by_diffusers(tensors, component, network)
@@ -240,20 +276,20 @@ def _scaled_by_alpha(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     alphas = {key.removesuffix(".alpha"): value for key, value in tensors.items() if key.endswith(".alpha")}
     found = {key: value for key, value in tensors.items() if not key.endswith(".alpha")}
     for layer, alpha in alphas.items():
-        down, up = f"{layer}.{KOHYA_DOWN}", f"{layer}.{KOHYA_UP}"
-        if alpha.numel() != 1 or down not in found or up not in found or not len(found[down]):
+        down, up = found.get(f"{layer}.{KOHYA_DOWN}"), found.get(f"{layer}.{KOHYA_UP}")
+        if alpha.numel() != 1 or down is None or up is None or not down.ndim or not len(down):
             raise ModelError(f"{name}: {shown(f'{layer}.alpha')} is no number for two tensors: get it again")
-        found[up] = found[up].float() * (alpha.item() / len(found[down]))
+        if not alpha.is_meta:
+            found[f"{layer}.{KOHYA_UP}"] = up.float() * (alpha.item() / len(down))
     return found
 
 
-def _by_component(name: str, tensors: Mapping[str, T], kohya: bool) -> dict[str, dict[str, T]]:
-    """What a file holds, or only its names, by component and by what follows that. Raises ModelError for what is no
-    LoRA."""
+def _by_component(name: str, keys: Iterable[str], kohya: bool) -> dict[str, dict[str, str]]:
+    """The names in a file by component and by what follows that. Raises ModelError for what is no LoRA."""
     prefixes = KOHYA if kohya else {f"{component}.": component for component in COMPONENTS}
-    ends = (KOHYA_DOWN, KOHYA_UP) if kohya else (DOWN, UP, "down.weight", "up.weight")
-    found: dict[str, dict[str, T]] = {}
-    for key, value in tensors.items():
+    ends = (KOHYA_DOWN, KOHYA_UP, ".alpha") if kohya else (DOWN, UP, "down.weight", "up.weight")
+    found: dict[str, dict[str, str]] = {}
+    for key in keys:
         prefix = next((prefix for prefix in prefixes if key.startswith(prefix)), None)
         if prefix is None or not key.endswith(ends):
             raise ModelError(
@@ -261,27 +297,6 @@ def _by_component(name: str, tensors: Mapping[str, T], kohya: bool) -> dict[str,
                 "tensor for each layer (no LoHa, LoKr or DoRA)"
             )
         part = found.setdefault(prefixes[prefix], {})
-        if part.setdefault(key.removeprefix(prefix), value) is not value:
+        if part.setdefault(key.removeprefix(prefix), key) != key:
             raise ModelError(f"{name} holds {shown(key)} under two names: get another version of it")
     return found
-
-
-def _check_numbers(name: str, tensors: Mapping[str, Tensor]) -> None:
-    for key, value in tensors.items():
-        if not value.is_floating_point() and not key.endswith(".alpha"):
-            raise ModelError(f"{name}: {shown(key)} is of {value.dtype}, and must be of fractions")
-        if not bool(torch.isfinite(value).all()):
-            raise ModelError(f"{name}: the weights {shown(key)} hold NaN or infinity; they can draw nothing")
-    if not any(bool(value.any()) for value in tensors.values()):
-        raise ModelError(f"{name} is filled with zeros: its download was cut off, get it again")
-
-
-def _check_shapes(what: str, down: Tensor, up: Tensor, layer: Tensor) -> None:
-    """Raise ModelError unless the product of two tensors has the shape of a layer's weight."""
-    rank = len(down) if down.ndim else 0
-    wanted = (rank, *layer.shape[1:]), (layer.shape[0], rank, *(1,) * (layer.ndim - 2))
-    if rank < 1 or (down.shape, up.shape) != wanted:
-        raise ModelError(
-            f"{what} is changed by tensors of {tuple(down.shape)} and {tuple(up.shape)}, and its weights are "
-            f"{tuple(layer.shape)}: the file was made for another model"
-        )

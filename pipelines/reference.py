@@ -1,8 +1,8 @@
 """A model, and what takes the place of its parts or is added to it, as one text.
 
-MODEL?prior=MODEL&vae=MODEL&lora=FILE:WEIGHT&upscaler=MODEL: each MODEL is a name, a folder or owner/name of the Hub;
-lora and upscaler may be repeated, and hold in their order. Characters of their own meaning are written as in a URL
-(%26 for &). Source of the syntax: RFC 3986, 3.4.
+MODEL?prior=MODEL&vae=MODEL&refiner=MODEL&lora=FILE:WEIGHT&upscaler=MODEL: each MODEL is a name, a folder or owner/name
+of the Hub, and FILE a file or owner/name[/FILE] there; lora and upscaler may be repeated, and hold in their order.
+Characters of their own meaning are written as in a URL (%26 for &). Source of the syntax: RFC 3986, 3.4.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
 
 from mmgen.errors import UsageError
 
-ONCE, OFTEN = ("prior", "vae"), ("lora", "upscaler")
+ONCE, OFTEN = ("prior", "vae", "refiner"), ("lora", "upscaler")
 MAX_LORA_WEIGHT = 10.0
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A file of low-rank changes, and how strongly they are made: 1 as trained, 0 not at all, less than 0 away."""
+    """Low-rank changes, and how strongly they are made: 1 as trained, 0 not at all, less than 0 away.
+
+    file: where they are, or owner/name[@revision][/FILE] of the Hugging Face Hub.
+    """
 
     file: str
     weight: float = 1.0
@@ -53,6 +57,7 @@ class Reference:
     model: str
     prior: str | None = None
     vae: str | None = None
+    refiner: str | None = None
     loras: tuple[Lora, ...] = ()
     upscalers: tuple[str, ...] = ()
 
@@ -87,8 +92,15 @@ class Reference:
             elif getattr(whole, name) is not None:
                 raise UsageError(f"{name} is given twice: keep one")
             else:
-                whole = replace(whole, prior=value) if name == "prior" else replace(whole, vae=value)
+                given: dict[str, Any] = {name: value}
+                whole = replace(whole, **given)
         return whole
+
+    @property
+    def models(self) -> list[str]:
+        """All of them: LoRAs are files."""
+        once = (self.model, self.prior, self.vae, self.refiner)
+        return [*(text for text in once if text is not None), *self.upscalers]
 
     def map(self, model: Callable[[str], str], file: Callable[[str], str]) -> Reference:
         """With every model and every LoRA's file called otherwise."""
@@ -96,12 +108,13 @@ class Reference:
             model(self.model),
             prior=None if self.prior is None else model(self.prior),
             vae=None if self.vae is None else model(self.vae),
+            refiner=None if self.refiner is None else model(self.refiner),
             loras=tuple(Lora(file(lora.file), lora.weight) for lora in self.loras),
             upscalers=tuple(model(upscaler) for upscaler in self.upscalers),
         )
 
     def __str__(self) -> str:
-        given = [("prior", self.prior), ("vae", self.vae)]
+        given = [(name, getattr(self, name)) for name in ONCE]
         given += [("lora", str(lora)) for lora in self.loras]
         given += [("upscaler", upscaler) for upscaler in self.upscalers]
         rest = "&".join(f"{name}={quote(value, safe='/:@,')}" for name, value in given if value is not None)

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mmgen.component import Header, at_most, shown, shown_names, weight_header
+from mmgen.component import Header, at_most, shown_names, weight_header
 from mmgen.errors import ModelError, told
 from mmgen.pipelines.checkpoint import TEXTS, check_link
 from mmgen.pipelines.families import FAMILIES
 from mmgen.pipelines.forms import StageForm
+from mmgen.tensors import Held, check_fit, check_numbers, read_tensors
 
 if TYPE_CHECKING:
     import torch
+
+    from mmgen.pipelines.parts import Parts
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 HEAD = 64  # width of a head, of all these networks but the first U-Net
@@ -170,10 +173,11 @@ def describe(file: SingleFile, name: str, kind: str) -> dict[str, Any]:
     }
 
 
-def read_part(file: SingleFile, name: str, dtype: torch.dtype) -> Any:
+def read_part(file: SingleFile, name: str, dtype: torch.dtype, *, outlined: bool = False) -> Any:
     """One component on the CPU: a network, or a TextEncoder. What overflows in less is float32.
 
-    Raises ModelError for a file, or a tokenizer beside it, that is not sound.
+    outlined: on the meta device, and no tensor is read. Raises ModelError for a file, or a tokenizer beside it, that is
+    not sound.
     """
     import torch
 
@@ -182,13 +186,31 @@ def read_part(file: SingleFile, name: str, dtype: torch.dtype) -> Any:
 
     network = outline(file, name)
     try:
-        network.load_state_dict(_tensors(file, name), strict=True, assign=True)
+        if not outlined:
+            network.load_state_dict(_tensors(file, name), strict=True, assign=True)
     except RuntimeError as error:
         raise ModelError(f"{file.path.name}: {name} cannot be read: {told(error)}") from None
     number = torch.float32 if file.configs[name].get("force_upcast") else dtype
-    network = place(network, torch.device("cpu"), number)
+    network = place(network, torch.device("meta" if outlined else "cpu"), number)
     text = file.kind.texts.get(name)
     return network if text is None else TextEncoder(network, _tokenizer(file, text, network))
+
+
+def file_parts(file: SingleFile, name: str, network: Any, check: Callable[[], None]) -> Parts:
+    """The tensors of a component's network one by one. network, check: as `Parts` takes them.
+
+    Raises ModelError for numbers that can draw nothing.
+    """
+    from mmgen.pipelines.parts import Parts, computed, stored
+
+    pieces = file.pieces[name]
+    places = {key: (file.path, piece.source) for key, piece in pieces.items()}
+    check_numbers(file.path.name, stored(places))
+
+    def cut(key: str, value: torch.Tensor) -> torch.Tensor:
+        return _cut(pieces[key], value) if key in pieces else value
+
+    return Parts(network, stored(places, computed(outline(file, name))), check, cut)
 
 
 # ---- what a file is ------------------------------------------------------------------------------
@@ -558,44 +580,18 @@ def outline(file: SingleFile, name: str) -> Any:
             network = network_class(network_class.config_class(**config)) if text else network_class(**config)
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
         raise ModelError(f"{file.path.name}: {name} is no {kind} that can be built: {told(error)}") from None
-    _check_fit(file, name, {key: list(value.shape) for key, value in network.state_dict().items()})
+    held = {key: _held(file, piece) for key, piece in file.pieces[name].items()}
+    check_fit(f"{file.path.name}, {name}", held, network.state_dict(), to=file.kind.name)
     return network
 
 
-def _check_fit(file: SingleFile, name: str, needed: Shapes) -> None:
-    pieces = file.pieces[name]
-    found = {key: _cut_shape(piece, file.header[piece.source]["shape"]) for key, piece in pieces.items()}
-    wrong = {
-        "lacks": needed.keys() - found.keys(),
-        "holds also": {pieces[key].source for key in found.keys() - needed.keys()},
-        "has another shape for": {
-            pieces[key].source for key in found.keys() & needed.keys() if found[key] != needed[key]
-        },
-    }
-    for what, keys in wrong.items():
-        if keys:
-            raise ModelError(
-                f"{file.path.name} {what} {shown_names(keys)}: its {name} is not that of {file.kind.name}"
-            )
+def _held(file: SingleFile, piece: Piece) -> Held:
+    entry = file.header[piece.source]
+    return Held.by(piece.source, {**entry, "shape": _cut_shape(piece, entry["shape"])})
 
 
 def _tensors(file: SingleFile, name: str) -> dict[str, torch.Tensor]:
     """What the network of a component is given. Raises ModelError for numbers that can draw nothing."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    held: dict[str, torch.Tensor] = {}
-    try:
-        with safe_open(file.path, framework="pt") as source:
-            for key, piece in file.pieces[name].items():
-                held[key] = _cut(piece, source.get_tensor(piece.source))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file.path.name} cannot be read: {error}") from None
-    for key, value in held.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ModelError(
-                f"{file.path.name}: {shown(file.pieces[name][key].source)} holds NaN or infinity; it can draw nothing"
-            )
-    if not any(bool(value.any()) for value in held.values()):
-        raise ModelError(f"{file.path.name} is filled with zeros: its download was cut off, get it again")
-    return held
+    pieces = file.pieces[name]
+    tensors = read_tensors(file.path, file.path.name, [piece.source for piece in pieces.values()])
+    return {key: _cut(piece, tensors[piece.source]) for key, piece in pieces.items()}

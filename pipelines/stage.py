@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -22,8 +22,8 @@ class Draft:
     """What is known of a batch of pictures so far. A stage returns a changed copy; None: not known yet.
 
     text, negative: token states, mask and pooled vector of the prompts and of the negative prompt, if there is one.
-    image_embed: [B, E], in its model's own units: of unit norm, or as CLIP gives it. negative_embed: the same, what
-    guidance leads a decoder away from that is told nothing else.
+    image_embed: [B, E], in its model's own units: of unit norm, or as CLIP gives it; or a map [B, E, h, w].
+    negative_embed: the same, what guidance leads a decoder away from that is told nothing else.
     start: [B, 3, H, W], the noise that the decoder begins with, None: from the seeds.
     latent: [B, C, h, w], float32, of about unit variance: what a VAE makes a picture of.
     image: [B, 3, H, W] in [-1, 1], float32. known: the picture that is drawn over.
@@ -59,6 +59,13 @@ class Stage(Protocol):
     networks: tuple[nn.Module, ...]
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]: ...
+
+
+@runtime_checkable
+class Enlarger(Protocol):
+    """A stage that enlarges pictures. factor: the sides of what it makes, in those of what it is given."""
+
+    factor: float
 
 
 def finish(run: Generator[Step, None, Outcome]) -> Outcome:

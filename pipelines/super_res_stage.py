@@ -38,6 +38,7 @@ class SuperResStage:
     needs = frozenset({"image"})
     gives = frozenset({"image"})
     takes = SUPER_RES_TAKES
+    factor = FACTOR
 
     def __init__(
         self, network: ConditionedUNet, defaults: StageSettings, *, size: int, square: int | None = None

@@ -15,25 +15,32 @@ from PIL.Image import Image
 from mmgen import attention, inputs
 from mmgen.errors import UsageError
 from mmgen.images import to_pil, to_tensor
-from mmgen.noise import Noise
-from mmgen.pipelines.cascade import Cascade, complete
+from mmgen.pipelines.cascade import Cascade
 from mmgen.pipelines.catalogue import fitting_side
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.editing import Known, known, over
-from mmgen.pipelines.forms import FACTOR
 from mmgen.pipelines.notebook import OnStepEnd, drain, following, step_end
-from mmgen.pipelines.stage import Draft, Stage, finish
+from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_stage import cut_words
 from mmgen.pipelines.unclip import Unclip
 from mmgen.pipelines.vocabulary import unknown_words
 from mmgen.result import Result
 from mmgen.schedulers.samplers import Step
-from mmgen.types import AMOUNT, DRAWN_SEEDS, MAX_WEIGHTS, UNCLIP, Request, StageSettings, Verb
+from mmgen.types import (
+    AMOUNT,
+    DRAWN_SEEDS,
+    MAX_WEIGHTS,
+    UNCLIP,
+    Request,
+    StageSettings,
+    Verb,
+    check_prompt,
+)
 
 _HOW: Mapping[str, str] = {
     "generate": "call the model with it",
     "edit": "give it to `edit`, with its picture",
-    "upscale": "give its picture, seed and settings to `upscale`",
+    "upscale": "give its picture, prompt, seed and settings to `upscale`",
     **dict.fromkeys(UNCLIP, "give it to `run`, with its pictures"),
 }
 Draw = Callable[[list[Image], Clock], Generator[Step, None, Result]]
@@ -84,8 +91,8 @@ class TextToImage:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Sides in pixels of the square pictures it can draw."""
-        return self.cascade.sizes
+        """Sides in pixels of the square pictures it can draw; none where it only enlarges given ones."""
+        return () if "image" in self.cascade.begins else self.cascade.sizes
 
     def __call__(
         self,
@@ -152,23 +159,26 @@ class TextToImage:
         self,
         image: Image,
         *,
+        prompt: str = "",
         seed: int | None = None,
         settings: StageSettings | None = None,
         progress: bool | None = None,
         callback_on_step_end: OnStepEnd | None = None,
     ) -> Result:
-        """A picture of any size and shape, four times as large, in squares that are blended at every step.
+        """A picture of any size and shape, enlarged: four times by most models.
 
-        seed: None = one is drawn. settings: of the super-resolution stage. Raises UsageError if the model has none.
+        What is larger than the network has learned to see is drawn in squares that are blended at every step.
+        prompt: what it shows, for super-resolution that is told a text. seed: None = one is drawn. settings: of the
+        super-resolution stage. Raises UsageError if the model has none, and for a prompt that it is not told.
         """
         given = inputs.picture(image)
-        stage = self._enlarger(max(given.size))
-        size = (FACTOR * given.width, FACTOR * given.height)
+        check_prompt(prompt, may_be_empty=True)
+        form, cascade = self.cascade.enlarging(max(given.size), prompt, self.name)
         request = Request(
-            prompts=("",),
+            prompts=(prompt,),
             seeds=_seed(seed),
-            size=size,
-            stages={stage.name: complete(stage, settings or StageSettings())},
+            size=form.enlarged(given.size),
+            stages=cascade.resolve({form.name: settings or StageSettings()}),
             model=self.name,
             model_digest=self.digest,
             verb="upscale",
@@ -177,9 +187,7 @@ class TextToImage:
 
         def draw(images: list[Image], clock: Clock) -> Generator[Step, None, Result]:
             draft = Draft(request.prompts, image=to_tensor([given]).to(self.device))
-            run = stage.run(draft, request.stages[stage.name], Noise(request.seeds, stage.name))
-            with self.cascade.residency as residency:
-                draft = yield from clock.watch(stage.name, residency.turn(stage.networks, run))
+            draft = yield from cascade.run(draft, request.stages, request.seeds, clock)
             assert draft.image is not None
             images += to_pil(draft.image)
             return self._result(request, images, clock)
@@ -457,25 +465,16 @@ class TextToImage:
             (stage for stage in self.cascade.stages if stage.name in ran),
             [*request.prompts, request.negative_prompt],
         )
-        return Result(request, tuple(images), clock.records, self._unknown(request.prompts), cut)
-
-    def _enlarger(self, side: int) -> Stage:
-        """The super-resolution stage for a picture of this side: the smallest one that is trained for as much.
-
-        Of those that need no text, which a given picture does not have.
-        """
-        found = [
-            stage
-            for stage in self.cascade.stages
-            if "noise_level" in stage.takes and stage.needs == {"image"}
-        ]
-        if not found:
-            raise UsageError(f"{self.name} has no super-resolution stage: it cannot enlarge pictures")
-        return next(
-            (stage for stage in found if stage.size is not None and stage.size >= FACTOR * side), found[-1]
-        )
+        # what enlarges a picture may read texts with an encoder of its own, which knows other words
+        unknown = self._unknown(request.prompts) if self.stage_names[0] in ran else {}
+        return Result(request, tuple(images), clock.records, unknown, cut)
 
     def _side(self, size: int | tuple[int, int] | None) -> int:
+        if "image" in self.cascade.begins:
+            raise UsageError(
+                f"{self.name} draws no pictures by itself: give one to `upscale`, or load it as upscaler of a model "
+                f"that does, MODEL?upscaler={self.name}"
+            )
         if size is None:
             return self.sizes[-1]
         return fitting_side((size, size) if isinstance(size, int) else size, self.sizes, self.name)

@@ -123,15 +123,8 @@ class LatentStage(UNetStage):
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
         for step in self._steps(draft, settings, noise):
-            yield step._replace(x0=self._seen(step.x0))
+            yield step._replace(x0=seen_of(step.x0, self.colours))
         return replace(draft, latent=step.x)
-
-    def _seen(self, latent: Tensor) -> Tensor:
-        """[B, 3, h, w] in [-1, 1], or the latents themselves where no colours are known."""
-        if self.colours is None:
-            return latent
-        weights, shift = self.colours.to(latent).split([latent.shape[1], 1])
-        return (torch.einsum("bchw,cd->bdhw", latent, weights) + shift[0, :, None, None]).clamp(-1, 1)
 
 
 class SizedLatentStage(LatentStage):
@@ -155,6 +148,14 @@ class SizedLatentStage(LatentStage):
 
     def _told(self, draft: Draft) -> tuple[Any, Conditioning, Conditioning]:
         return SizedUNet(self.network, side=self.side), *told_texts(draft)
+
+
+def seen_of(latent: Tensor, colours: Tensor | None) -> Tensor:
+    """[B, 3, h, w] in [-1, 1], or the latents themselves where no colours are known. colours: of a `LatentStage`."""
+    if colours is None:
+        return latent
+    weights, shift = colours.to(latent).split([latent.shape[1], 1])
+    return (torch.einsum("bchw,cd->bdhw", latent, weights) + shift[0, :, None, None]).clamp(-1, 1)
 
 
 def told_texts(draft: Draft) -> tuple[Conditioning, Conditioning]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from mmgen.pipelines.denoiser import make_denoiser
 from mmgen.pipelines.forms import NOISED_LATENT_TAKES, NOISED_PIXEL_TAKES, super_res_name
 from mmgen.pipelines.sampling import diffuse, resolved
 from mmgen.pipelines.stage import Draft
+from mmgen.pipelines.super_res_stage import SQUARE
+from mmgen.pipelines.tiling import Box, blended, squares
 from mmgen.pipelines.unet_stage import LatentStage, PixelStage, UNetStage
 from mmgen.pipelines.vae_stage import VaeStage
 from mmgen.schedulers.prediction import PredictionKind, add_noise
@@ -26,15 +28,47 @@ from mmgen.schedulers.schedules import DiscreteSchedule
 from mmgen.types import StageSettings
 
 
+def in_squares(predict: Callable[[Tensor], Tensor], x: Tensor, channels: int, side: int) -> Tensor:
+    """What a network predicts of x [B, C, h, w], square by square where that is larger: [B, channels, h, w], float32.
+
+    Guidance and thresholds come after it, and so are of the whole picture. side: of the squares, which overlap by a
+    quarter.
+    """
+    height, width = x.shape[-2:]
+    boxes = squares(height, width, side, side // 4)
+    like = x.new_empty((len(x), channels, height, width), dtype=torch.float32)
+
+    def draw(box: Box) -> Tensor:
+        return predict(x[(..., *box)]).float()  # what is blended is not rounded again
+
+    return blended(draw, boxes, like)
+
+
+def padded(shown: Tensor, unet: Any) -> Tensor:
+    """A picture [B, 3, h, w], its edge going on to sides that a U-Net can halve as often as it does.
+
+    unet: its configuration.
+    """
+    grain = 2 ** (len(unet.block_out_channels) - 1)
+    height, width = shown.shape[-2:]
+    return F.pad(shown, (0, -width % grain, 0, -height % grain), mode="replicate")
+
+
+def cropped(steps: Iterator[Step], height: int, width: int) -> Iterator[Step]:
+    """The steps of a padded picture without what was added."""
+    for step in steps:
+        yield step._replace(x=step.x[..., :height, :width], x0=step.x0[..., :height, :width])
+
+
 class ShownUNet(Face):
     """A `UNet2DConditionModel` that is shown a picture beside what it denoises, and told how noisy that was made.
 
-    step: the training step of the noise in that picture.
+    step: the training step of the noise in that picture. square: side of the squares in which it sees larger ones.
     """
 
-    def __init__(self, network: Any, step: int) -> None:
+    def __init__(self, network: Any, step: int, *, square: int) -> None:
         super().__init__(network)
-        self.step = step
+        self.step, self.square = step, square
 
     def prepare(self, cond: Conditioning) -> tuple[Tensor, Tensor]:
         """The token states [B, L, D], and the picture [B, 3, h, w]."""
@@ -43,14 +77,17 @@ class ShownUNet(Face):
     def __call__(self, x_t: Tensor, t: Tensor, told: tuple[Tensor, Tensor]) -> Tensor:
         """What it predicts, [B, C, h, w]. t: [B], training steps, as of a `TextUNet`."""
         text, shown = told
-        out: Tensor = self.network(
-            torch.cat([x_t, shown], dim=1),
-            t.clamp(min=0),
-            encoder_hidden_states=text,
-            class_labels=torch.full((len(x_t),), self.step, device=x_t.device),
-            return_dict=False,
-        )[0]
-        return out
+        level = torch.full((len(x_t),), self.step, device=x_t.device)
+
+        def predict(seen: Tensor) -> Tensor:
+            out: Tensor = self.network(
+                seen, t.clamp(min=0), encoder_hidden_states=text, class_labels=level, return_dict=False
+            )[0]
+            return out
+
+        return in_squares(
+            predict, torch.cat([x_t, shown], dim=1), self.network.config.out_channels, self.square
+        )
 
 
 @dataclass(frozen=True)
@@ -85,10 +122,14 @@ class Corruption:
 
 
 class ShownStage(UNetStage):
-    """What the stages that enlarge pictures share: a guided run of a U-Net that is shown one."""
+    """What the stages that enlarge pictures share: a guided run of a U-Net that is shown one.
+
+    square: side of the squares in which the network sees what is larger, in its own pixels or latents.
+    """
 
     needs = frozenset({"text", "image"})
     corruption: Corruption
+    square: int
 
     def _enlarged(
         self, shown: Tensor, channels: int, draft: Draft, settings: StageSettings, noise: Noise
@@ -104,12 +145,13 @@ class ShownStage(UNetStage):
         self._check_text(given(draft.text.text, "text"))
         if draft.negative is None:
             raise ValueError(f"stage {self.name!r} needs what guidance leads away from")
+        (height, width), shown = shown.shape[-2:], padded(shown, self.network.config)
         x = noise.draw((channels, *shown.shape[-2:])).to(self.network.device)
         step = self.corruption.step(resolved(settings.noise_level, "noise_level", self.name), self.name)
         noised = self.corruption.noised(shown, step, noise)
         x, schedule, by = self._begun(x, settings)
         denoise = make_denoiser(
-            ShownUNet(self.network, step),
+            ShownUNet(self.network, step, square=self.square),
             Conditioning(text=draft.text.text, low_res=noised),
             Conditioning(text=draft.negative.text, low_res=noised),
             settings,
@@ -117,7 +159,8 @@ class ShownStage(UNetStage):
             schedule=schedule,
             kind=self.kind,
         )
-        yield from diffuse(denoise, x, settings, noise, stage=self.name, by=by, schedule=schedule)
+        run = diffuse(denoise, x, settings, noise, stage=self.name, by=by, schedule=schedule)
+        yield from cropped(run, height, width)
 
     def _check_text(self, text: Tensor) -> None:
         config = self.network.config
@@ -150,6 +193,7 @@ class PixelSuperResStage(ShownStage, PixelStage):
     ) -> None:
         super().__init__(network, defaults, schedule=schedule, kind=kind)
         self.corruption, self.factor = corruption, factor
+        self.square = network.config.sample_size  # in its training it saw no other side
         self.name = super_res_name(network.config.sample_size)
 
     def _steps(self, draft: Draft, settings: StageSettings, noise: Noise) -> Iterator[Step]:
@@ -162,7 +206,7 @@ class PixelSuperResStage(ShownStage, PixelStage):
 class LatentSuperResStage(ShownStage, LatentStage):
     """Diffuses the larger picture in the space of a VAE, whose latents have the side of the picture that is enlarged.
 
-    larger: side of what the VAE makes of them, by which the stage is called.
+    larger: side of what the VAE makes of them, by which the stage is called. factor: pixels of that in one latent.
     Source: Rombach et al. 2022, arXiv:2112.10752, section 4.4, and the upscaler published since.
     """
 
@@ -178,9 +222,11 @@ class LatentSuperResStage(ShownStage, LatentStage):
         colours: Tensor | None,
         corruption: Corruption,
         larger: int,
+        factor: int,
     ) -> None:
         super().__init__(network, defaults, schedule=schedule, kind=kind, colours=colours)
-        self.corruption, self.name = corruption, super_res_name(larger)
+        self.corruption, self.factor, self.name = corruption, factor, super_res_name(larger)
+        self.square = SQUARE // factor
 
     def _steps(self, draft: Draft, settings: StageSettings, noise: Noise) -> Iterator[Step]:
         image, channels = given(draft.image, "image"), self.network.config.out_channels

@@ -62,7 +62,7 @@ class VaeStage:
     @torch.no_grad()
     def _decoded(self, latent: Tensor) -> Tensor:
         """[1, C, h, w] -> [1, 3, H, W], float32, square by square where it is large."""
-        scale = enlargement(self.network.config)
+        scale = self._scale()
         height, width = latent.shape[-2:]
         boxes = squares(height, width, self.square // scale, OVERLAP // scale)
         seen = iter(boxes)
@@ -73,6 +73,10 @@ class VaeStage:
         pixels = [(_times(rows, scale), _times(columns, scale)) for rows, columns in boxes]
         like = latent.new_empty((1, 3, scale * height, scale * width), dtype=torch.float32)
         return blended(draw, pixels, like)
+
+    def _scale(self) -> int:
+        """Pixels per side of what a latent stands for."""
+        return enlargement(self.network.config)
 
     def _units(self, latent: Tensor) -> Tensor:
         """What was diffused, in the units that the network decodes."""

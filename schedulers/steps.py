@@ -62,10 +62,11 @@ def heun(x_t: Tensor, x0_t: Tensor, x_s: Tensor, x0_s: Tensor, now: Level, then:
 def dpmpp_2m(x_t: Tensor, x0: Tensor, x0_before: Tensor, before: Level, now: Level, then: Level) -> Tensor:
     """The Euler step with x0 extrapolated, in log-SNR, to the middle of the step from this and the previous x0.
 
-    Where the previous level was pure noise or the next is data, a step is infinitely long in log-SNR and first-order.
+    Where the previous level was pure noise or the next is data, a step is infinitely long in log-SNR and first-order;
+    so is one behind a step of no length.
     Source: Lu et al. 2022 (DPM-Solver++), arXiv:2211.01095, algorithm 2.
     """
-    if then.sigma == 0 or before.alpha == 0:
+    if then.sigma == 0 or before.alpha == 0 or before == now:
         return euler(x_t, x0, now, then)
     step, step_before = then.log_snr - now.log_snr, now.log_snr - before.log_snr
     return euler(x_t, x0 + step / (2 * step_before) * (x0 - x0_before), now, then)

@@ -42,14 +42,17 @@ class MultilingualEncoder(TextEncoder):
         return Conditioning(text=states, text_mask=attended.bool(), pooled=pooled)
 
 
-def read_multilingual(model_folder: Path, tokenizer_folder: Path, dtype: torch.dtype) -> MultilingualEncoder:
-    """Read an encoder from disk; nothing is fetched.
+def read_multilingual(
+    model_folder: Path, tokenizer_folder: Path, dtype: torch.dtype, *, outlined: bool = False
+) -> MultilingualEncoder:
+    """Read an encoder from disk; nothing is fetched. outlined: on the meta device, and no tensor is read.
 
     Raises ModelError if a folder is of another type, cannot be read, or has tensors too few or too many.
     """
     from diffusers.pipelines.kandinsky.text_encoder import MultilingualCLIP
 
-    model = read_model(model_folder, read_config(model_folder, TYPES), MultilingualCLIP, dtype=dtype)
+    values = read_config(model_folder, TYPES)
+    model = read_model(model_folder, values, MultilingualCLIP, dtype=dtype, outlined=outlined)
     with quiet():
         tokenizer = read_tokenizer(tokenizer_folder)
     if len(tokenizer) > model.config.vocab_size:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from mmgen.component import numbers, read_json, refuse_foreign, shown, shown_names, weight_files
+from mmgen.component import Header, numbers, read_json, refuse_foreign, shown, shown_names, weight_files
 from mmgen.errors import ModelError, told
+from mmgen.tensors import Held, check_fit
 
 MAX_LAYERS = 1000
 MAX_WIDTH = 2**24
@@ -20,6 +21,8 @@ MAX_WIDTH = 2**24
 SPARE_TENSORS = (
     "pooler.", "cls.", "position_ids", "vision_model.", "visual_projection.", "logit_scale", "decoder.", "lm_head."
 )  # fmt: skip
+
+OLD_ROPE = ("rope_theta", "rope_scaling")  # what files older than transformers 5 call rope_parameters
 
 
 def read_config(folder: Path, types: Collection[str]) -> dict[str, Any]:
@@ -40,20 +43,20 @@ def read_config(folder: Path, types: Collection[str]) -> dict[str, Any]:
     return config
 
 
-def outline(
-    folder: Path, values: Mapping[str, Any], model_class: Any, options: Mapping[str, Any] | None = None
+def _built(
+    name: str,
+    headers: Collection[Header],
+    values: Mapping[str, Any],
+    model_class: Any,
+    options: Mapping[str, Any],
 ) -> Any:
-    """A model on the meta device. values: as `read_config` gives them. options: of its constructor.
-
-    Raises ModelError where the headers of its weights say other shapes, or far fewer parameters.
-    """
-    headers = weight_files(folder)
-    held = {name: entry["shape"] for header in headers.values() for name, entry in header.items()}
-    with _told(folder.name):
+    """A model on the meta device. Raises ModelError where its headers say other shapes, or far fewer parameters."""
+    held = {key: Held.by(key, entry) for header in headers for key, entry in header.items()}
+    with _told(name):
         config = _known(values, model_class.config_class)
         with torch.device("meta"):
-            model = model_class(config, **(options or {}))
-    _check_shapes(folder.name, model, held)
+            model = model_class(config, **options)
+    _check_outline(name, model, held)
     return model
 
 
@@ -65,13 +68,17 @@ def read_model(
     dtype: torch.dtype,
     options: Mapping[str, Any] | None = None,
     spare: Collection[str] = SPARE_TENSORS,
+    outlined: bool = False,
 ) -> Any:
-    """The model of `outline` with its weights; nothing is fetched.
+    """A model with its weights; nothing is fetched.
 
-    spare: parts of the names of tensors that may be left over.
-    Raises ModelError where `outline` does, if the weights cannot be read, and for tensors too few or too many.
+    values: as `read_config` gives them. options: of its constructor. spare: parts of the names of tensors that may be
+    left over. outlined: on the meta device instead, and no tensor is read.
+    Raises ModelError if the weights cannot be read, and for tensors too few, too many, or of other shapes than the
+    configuration says.
     """
-    config, files = outline(folder, values, model_class, options).config, weight_files(folder)
+    files = weight_files(folder)
+    config = _built(folder.name, files.values(), values, model_class, options or {}).config
     with _told(folder.name):
         # not the folder, of which transformers would read more than has been looked at
         model, info = model_class.from_pretrained(
@@ -81,6 +88,7 @@ def read_model(
             dtype=dtype,
             local_files_only=True,
             output_loading_info=True,
+            device_map={"": "meta"} if outlined else None,
             **(options or {}),
         )
     _check_loaded(folder.name, info, spare)
@@ -115,26 +123,28 @@ def _told(name: str) -> Iterator[None]:
 
 
 def _known(values: Mapping[str, Any], config_class: Any) -> Any:
-    """The configuration of a model, from what its class has by itself.
+    """The configuration of a model, from what its class, and those of its parts, have by themselves.
 
     Others would be taken too, and some of them name kernels to be fetched and run, or files to be read.
     """
     values = values.get(config_class.base_config_key, values)
-    known = config_class().to_dict()
-    return config_class(**{name: value for name, value in values.items() if name in known})
+    plain = config_class()
+    known = plain.to_dict()
+    if "rope_parameters" in known:
+        known |= dict.fromkeys(OLD_ROPE)
+    parts = {name: _known(values, part) for name, part in plain.sub_configs.items()}
+    return config_class(**{name: value for name, value in values.items() if name in known} | parts)
 
 
-def _check_shapes(name: str, model: Any, held: Mapping[str, list[int]]) -> None:
+def _check_outline(name: str, model: Any, held: Mapping[str, Held]) -> None:
     """Raise ModelError, before a tensor is read, where the weights are not those of a model on the meta device.
 
-    held: the shapes of their tensors. Names that differ are told apart by transformers, which knows old ones.
+    Names that differ are told apart by transformers, which knows old ones.
     """
-    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
-    if wrong := [key for key in shapes if key in held and held[key] != shapes[key]]:
-        raise ModelError(
-            f"{name}: the weights have another shape than config.json says: {shown_names(wrong)}"
-        )
-    needed, there = sum(p.numel() for p in model.parameters()), sum(map(math.prod, held.values()))
+    named = {key: value for key, value in model.state_dict().items() if key in held}
+    check_fit(name, {key: held[key] for key in named}, named)
+    needed = sum(p.numel() for p in model.parameters())
+    there = sum(math.prod(one.shape) for one in held.values())
     # twice, for what is missing is named later, and tied parameters may be counted twice
     if needed > 2 * there:
         raise ModelError(f"{name}/config.json is of {needed:,} parameters, and the weights hold {there:,}")

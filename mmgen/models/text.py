@@ -1,4 +1,4 @@
-"""Frozen text encoders through transformers: CLIP, T5, BERT and Gemma types, from any folder in its layout."""
+"""Frozen text encoders through transformers: CLIP, T5, BERT, Gemma and Qwen types, from any folder in its layout."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MAX_VOCABULARY = 50_000_000  # bytes, of each file of a tokenizer
 WEIGHTS = {".safetensors", ".onnx", ".ot", *UNSAFE}  # may lie beside a tokenizer, which reads none of them
 # Of tokenizers, whose files transformers reads; others it reads by other libraries, or by programs.
 TOKENIZERS = (
-    "BertTokenizer", "CLIPTokenizer", "GemmaTokenizer", "T5Tokenizer", "XLMRobertaTokenizer", "PreTrainedTokenizer",
-    "TokenizersBackend",
+    "BertTokenizer", "CLIPTokenizer", "GemmaTokenizer", "Qwen2Tokenizer", "T5Tokenizer", "XLMRobertaTokenizer",
+    "PreTrainedTokenizer", "TokenizersBackend",
 )  # fmt: skip
 
 _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
@@ -48,6 +48,9 @@ FAMILIES = {
     "clip": _Family("CLIPTextModelWithProjection", _own_pool, {}),
     "t5": _Family("T5EncoderModel", _mean_pool, {}),
     "gemma2": _Family("Gemma2Model", _mean_pool, {}),
+    "qwen3": _Family("Qwen3Model", _mean_pool, {}),
+    "qwen3_vl_text": _Family("Qwen3VLTextModel", _mean_pool, {}),
+    "qwen2_5_vl": _Family("Qwen2_5_VLForConditionalGeneration", _mean_pool, {}),
 }
 
 
@@ -56,15 +59,24 @@ class TextEncoder:
 
     layer: which hidden state the tokens are read from, counted as transformers does (0 are the word embeddings, -1 the
     last layer). The pooled vector always comes from the last. max_tokens: longer texts are cut there.
+    normed: whether the states of a CLIP's last layer are those behind the norm that it ends with.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, layer: int = -1, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        layer: int = -1,
+        max_tokens: int | None = None,
+        normed: bool = True,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.layer = layer
-        config = model.config
+        self.layer, self.normed = layer, normed
+        config = _text_config(model)
         self.max_tokens = max_tokens or getattr(config, "max_position_embeddings", None) or 512
-        self._pool = FAMILIES[config.model_type].pool
+        self._pool = FAMILIES[model.config.model_type].pool
 
     @classmethod
     def load(
@@ -75,10 +87,12 @@ class TextEncoder:
         layer: int = -1,
         dtype: torch.dtype,
         projected: bool = False,
+        outlined: bool = False,
     ) -> TextEncoder:
         """Read an encoder from disk; nothing is fetched.
 
         projected: of a CLIP, with the projection that makes its pooled vector one of text and pictures alike.
+        outlined: its model on the meta device, and no tensor is read.
         Raises ModelError if the folder is of no known family, cannot be read, or has tensors too few or too many.
         """
         import transformers
@@ -91,14 +105,16 @@ class TextEncoder:
             getattr(transformers, family.class_name),
             dtype=dtype,
             options=family.options,
+            outlined=outlined,
         )
         with quiet():
             tokenizer = read_tokenizer(tokenizer_folder or model_folder)
-        if len(tokenizer) > model.config.vocab_size:
+        config = _text_config(model)
+        if len(tokenizer) > config.vocab_size:
             raise ModelError(
-                f"the tokenizer has {len(tokenizer)} tokens, {model_folder.name} only {model.config.vocab_size}"
+                f"the tokenizer has {len(tokenizer)} tokens, {model_folder.name} only {config.vocab_size}"
             )
-        depth = model.config.num_hidden_layers
+        depth = config.num_hidden_layers
         if isinstance(layer, bool) or not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
             raise ModelError(f"text_layer is {shown(layer)}: {model_folder.name} has layers 0 to {depth}")
         return cls(model, tokenizer, layer=layer)
@@ -106,7 +122,7 @@ class TextEncoder:
     @property
     def width(self) -> int:
         """D, of a token state."""
-        config = self.model.config
+        config = _text_config(self.model)
         return int(config.d_model if config.model_type == "t5" else config.hidden_size)
 
     @property
@@ -145,13 +161,20 @@ class TextEncoder:
             return_tensors="pt",
         ).to(self.model.device)
         attended = torch.ones_like(tokens["attention_mask"]) if seen else tokens["attention_mask"]
-        output = self.model(input_ids=tokens["input_ids"], attention_mask=attended, output_hidden_states=True)
+        # of one that sees pictures, too, only what reads: it would also rate all tokens that may come next
+        reads = self.model if _text_config(self.model) is self.model.config else self.model.get_decoder()
+        output = reads(input_ids=tokens["input_ids"], attention_mask=attended, output_hidden_states=True)
         mask = attended.bool()
         pooled = self._pool(output.last_hidden_state, mask, output)
         # CLIP's own output is normalised once more; its last hidden state as listed is not
-        last = self.layer in (-1, len(output.hidden_states) - 1)
+        last = self.normed and self.layer in (-1, len(output.hidden_states) - 1)
         states = output.last_hidden_state if last else output.hidden_states[self.layer]
         return Conditioning(text=states, text_mask=mask, pooled=pooled)
+
+
+def _text_config(model: Any) -> Any:
+    """What a configuration says of the part that reads texts; most have no other."""
+    return getattr(model.config, "text_config", model.config)
 
 
 def read_tokenizer(folder: Path) -> Any:

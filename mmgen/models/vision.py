@@ -8,22 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmgen.models.pretrained import outline, read_config, read_model
+from mmgen.models.pretrained import read_config, read_model
 
 TYPES = ("clip_vision_model",)
 SPARE_TENSORS = ("position_ids",)  # computed; older files hold them
 
 
-def outline_vision(folder: Path) -> Any:
-    """The same as `read_vision` gives, on the meta device: no tensor is read. Raises ModelError as there."""
-    from transformers import CLIPVisionModelWithProjection
-
-    return outline(folder, read_config(folder, TYPES), CLIPVisionModelWithProjection)
-
-
-def read_vision(folder: Path, dtype: torch.dtype) -> Any:
+def read_vision(folder: Path, dtype: torch.dtype, *, outlined: bool = False) -> Any:
     """The `CLIPVisionModelWithProjection` of a folder, frozen; nothing is fetched.
 
+    outlined: on the meta device, and no tensor is read.
     Raises ModelError if the folder is of another type, cannot be read, or has tensors too few or too many.
     """
     from transformers import CLIPVisionModelWithProjection
@@ -34,6 +28,7 @@ def read_vision(folder: Path, dtype: torch.dtype) -> Any:
         CLIPVisionModelWithProjection,
         dtype=dtype,
         spare=SPARE_TENSORS,
+        outlined=outlined,
     )
     return model.eval().requires_grad_(False)
 

@@ -224,8 +224,8 @@ class _Run:
                     raise
                 if not again:
                     raise MachineError(
-                        f"there is no memory for the weights of stage {stage.name!r}: close other programs, or "
-                        "choose --dtype bfloat16 or another --device"
+                        f"there is no memory for the weights of stage {stage.name!r}: close other programs, give a "
+                        "--memory for which they are streamed, or choose --dtype bfloat16 or another --device"
                     ) from None
             else:
                 return
@@ -312,12 +312,9 @@ class _Run:
             return len(jobs)
         settings = jobs[0].request.stages.get(stage.name, StageSettings())
         now = self._smaller.get(stage.name, stage)
-        found = fit(
-            now,
-            lambda one: self._estimate(one, draft, settings),
-            room,
-            drafts_on(self._model.device, self._budget),
-        )
+        weights = self._model.cascade.residency.held(stage.networks)
+        taken = weights + drafts_on(self._model.device, self._budget)
+        found = fit(now, lambda one: self._estimate(one, draft, settings), room, taken)
         each = self._estimate(now, draft, settings)
         if isinstance(found.stage, SuperResStage | VaeStage) and found.stage is not now:
             self._smaller[stage.name] = found.stage

@@ -1,16 +1,17 @@
 """What a stage takes beside its weights, by a run of it on the meta device, where tensors have a shape and no numbers.
 
 All that the stage does is done there, in two steps: network, guidance, threshold and sampler. Counted are the bytes of
-all tensors that it makes and that are alive at once, and the arithmetic of matrix products and convolutions. What a
-library takes for its own work within one operation is not counted.
+all tensors that it makes and that are alive at once, and of every operation the arithmetic and the bytes that it reads
+and writes. What a library takes for its own work within one operation is not counted.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from mmgen.memory import Room, on_meta, weight_bytes
 from mmgen.noise import Noise
+from mmgen.pipelines.editing import Known
 from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.super_res_stage import SuperResStage
 from mmgen.pipelines.vae_stage import VaeStage
@@ -30,20 +32,40 @@ from mmgen.types import SAMPLERS, StageSettings
 WORKING_SHARE = 0.8
 GRAIN = 32  # tokens or pixels, within which sizes are not told apart
 STEPS = 2  # in which a run on the meta device is as large as it gets: most samplers look back one step
+# What the exponential of a score takes beside its products: of widths from 16 to 64 on a CPU, in either format.
+SCORE = 50
 _ATEN = torch.ops.aten
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+# these read what they give, not all of what they are given
+_LOOK_UP = (_ATEN.embedding, _ATEN.index, _ATEN.index_select, _ATEN.gather)
+
+Kind = Literal["convolution", "product", "attention", "other"]
+
+
+class Work(NamedTuple):
+    """What one operation asks of a machine.
+
+    kind: of its arithmetic. flop: floating-point operations, SCORE for an exponential. bytes: that it reads and writes;
+    none of both where it gives a part of a tensor, or another view of it. shared: of these, those that were there
+    before, as weights are, and are read once for several pictures.
+    """
+
+    kind: Kind
+    flop: int
+    bytes: int
+    shared: int = 0
 
 
 @dataclass(frozen=True)
 class Cost:
     """What one picture takes in a stage.
 
-    bytes: alive at once, beside the weights. flop: floating-point operations. draft: what the stage gives, on the meta
-    device.
+    bytes: alive at once, beside the weights; 1 at least. work: its operations, and how often each is done. draft: what
+    the stage gives, on the meta device.
     """
 
     bytes: int
-    flop: float
+    work: Mapping[Work, int]
     draft: Draft
 
 
@@ -74,7 +96,7 @@ def stage_weights(stage: Stage) -> int:
 def picture_bytes(stage: Stage, draft: Draft, settings: StageSettings) -> int | None:
     """What a picture of a draft takes in a stage, in bytes; None where shapes alone do not say it."""
     found = _cost(stage, draft, settings, STEPS)
-    return None if found is None else max(1, found.bytes)
+    return None if found is None else found.bytes
 
 
 def cost(stage: Stage, draft: Draft, settings: StageSettings) -> Cost | None:
@@ -87,23 +109,27 @@ def cost(stage: Stage, draft: Draft, settings: StageSettings) -> Cost | None:
         return found
     one = _cost(stage, draft, settings, 1)
     assert one is not None
-    each = found.flop - one.flop  # of a step between the first and the last
-    again = settings.resample or 1
-    return replace(found, flop=one.flop + each * (settings.steps * again - 1))
+    more = settings.steps * (settings.resample or 1) - 1
+    # a step between the first and the last does what two steps do more than one
+    work = {
+        key: one.work.get(key, 0) + more * (found.work.get(key, 0) - one.work.get(key, 0))
+        for key in found.work.keys() | one.work.keys()
+    }
+    return replace(found, work=work)
 
 
 def fit(
     stage: Stage,
     each: Callable[[Stage], int | None],
     room: Room,
-    drafts: int,
+    taken: int,
 ) -> Fit:
     """How many pictures a stage takes at once in this room, and in which squares.
 
-    each: bytes of a picture, as `picture_bytes`. drafts: bytes of the room that unfinished pictures may take.
-    Pictures in smaller squares are others, so that only who asks for less memory gets them.
+    each: bytes of a picture, as `picture_bytes`. taken: bytes of the room that weights take, and that unfinished
+    pictures may. Pictures in smaller squares are others, so that only who asks for less memory gets them.
     """
-    free = max(0, int(WORKING_SHARE * (room.bytes - stage_weights(stage) - drafts)))
+    free = max(0, int(WORKING_SHARE * (room.bytes - taken)))
     needed = each(stage)
     while room.asked and needed is not None and needed > free and (smaller := in_smaller_squares(stage)):
         stage, needed = smaller, each(smaller)
@@ -136,10 +162,18 @@ def _cost(stage: Stage, draft: Draft, settings: StageSettings, steps: int) -> Co
     counted = Counted()
     try:
         with on_meta(stage.networks), counted:
+            one = replace(one, known=_to_meta(draft.known))
             behind = finish(stage.run(one, _shortened(settings, steps), Noise([0], stage.name)))
     except Exception:  # noqa: BLE001 - a library's network may ask for numbers, and each fails in its own way
         return None
-    return Cost(counted.most, counted.flop, behind)
+    return Cost(max(1, counted.most), counted.work, behind)
+
+
+def _to_meta(known: Known | None) -> Known | None:
+    if known is None:
+        return None
+    repaint = None if known.repaint is None else known.repaint.to("meta")
+    return replace(known, image=known.image.to("meta"), repaint=repaint)
 
 
 def _shortened(settings: StageSettings, steps: int) -> StageSettings:
@@ -160,14 +194,16 @@ def _shortened(settings: StageSettings, steps: int) -> StageSettings:
 class Counted(TorchDispatchMode):
     """Counts what runs under it on the meta device, in inference mode.
 
-    most: the largest number of bytes of tensors that were made under it and alive at once. flop: so far.
+    most: the largest number of bytes of tensors that were made under it and alive at once. work: how often each
+    operation was done so far.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.most = self._now = 0
-        self.flop = 0.0
+        self.work = Counter[Work]()
         self._known: dict[int, weakref.ref[UntypedStorage]] = {}
+        self._given: set[int] = set()  # of these, those that were not made under it
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given: dict[str, Any] = kwargs or {}
@@ -182,8 +218,7 @@ class Counted(TorchDispatchMode):
                 out = func.decompose(*args, **given)
         if out is NotImplemented:
             out = func(*args, **given)
-            if (formula := flop_registry.get(func._overloadpacket)) is not None:
-                self.flop += formula(*args, **given, out_val=out)
+            self.work[_work(func, args, given, out, self._shared((args, given)))] += 1
         self._see(out, new=True)
         return out
 
@@ -197,9 +232,10 @@ class Counted(TorchDispatchMode):
         given = None if attn_mask is None else attn_mask.to(q.dtype)
         self._see(given, new=True)
         *rows, width = q.shape
-        self.flop += 2 * torch.Size(rows).numel() * k.shape[-2] * (width + v.shape[-1])
         # heads stand behind tokens in memory, as these kernels give it
         out = q.transpose(1, 2).new_empty((rows[0], rows[2], rows[1], v.shape[-1])).transpose(1, 2)
+        flop = torch.Size(rows).numel() * k.shape[-2] * (2 * (width + v.shape[-1]) + SCORE)
+        self.work[Work("attention", flop, _moved((q, k, v, given, out)), self._shared((q, k, v)))] += 1
         self._see(out, new=True)
         return out
 
@@ -211,6 +247,8 @@ class Counted(TorchDispatchMode):
             if storage._cdata in self._known:
                 continue
             size = storage.nbytes() if new else 0
+            if not new:
+                self._given.add(storage._cdata)
             self._known[storage._cdata] = weakref.ref(storage, self._gone(storage._cdata, size))
             self._now += size
             self.most = max(self.most, self._now)
@@ -218,6 +256,34 @@ class Counted(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> Callable[[Any], None]:
         def forget(_: Any) -> None:
             del self._known[key]
+            self._given.discard(key)
             self._now -= size
 
         return forget
+
+    def _shared(self, values: Any) -> int:
+        given = [
+            value
+            for value in tree_leaves(values)
+            if isinstance(value, Tensor) and value.untyped_storage()._cdata in self._given
+        ]
+        return _moved(given)
+
+
+def _work(func: Any, args: Any, given: Any, out: Any, shared: int) -> Work:
+    """What an operation that has just been done on the meta device asks of a machine."""
+    packet = func._overloadpacket
+    if func.is_view:
+        return Work("other", 0, 0)
+    if packet in _LOOK_UP:
+        return Work("other", 0, 2 * _moved(out))
+    moved = _moved((args, given, out))
+    if (formula := flop_registry.get(packet)) is None:
+        return Work("other", 0, moved, shared)
+    kind: Kind = "convolution" if packet is _ATEN.convolution else "product"
+    return Work(kind, formula(*args, **given, out_val=out), moved, shared)
+
+
+def _moved(values: Any) -> int:
+    """Bytes of the tensors among these."""
+    return sum(value.nbytes for value in tree_leaves(values) if isinstance(value, Tensor))

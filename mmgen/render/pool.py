@@ -65,7 +65,7 @@ class Setup:
             attention.use(self.attention)
         if self.memory is not None:
             keep_little()
-        return open_model(self.model, device=self.device, dtype=self.dtype)
+        return open_model(self.model, device=self.device, dtype=self.dtype, memory=self.memory)
 
     def budget(self, model: TextToImage) -> Budget:
         """What this worker may take."""

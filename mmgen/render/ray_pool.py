@@ -21,7 +21,7 @@ import torch
 
 from mmgen.errors import MachineError
 from mmgen.pipelines.reference import Reference
-from mmgen.pipelines.sources import available, find, is_single_file
+from mmgen.pipelines.sources import available, find, find_lora, is_single_file
 from mmgen.render.pool import Lost, Message, Setup, work
 from mmgen.render.windows import Window
 
@@ -180,15 +180,15 @@ def _connect(address: str | None, count: int) -> Any:
 def _everywhere(model: str) -> str:
     """The model by a name that means the same in another folder."""
 
-    def absolute(file: str) -> str:
-        return str(Path(file).absolute())
-
     def named(one: str) -> str:
         if one in available():
             return one
-        return absolute(one) if is_single_file(one) else str(find(one))
+        return str(Path(one).absolute() if is_single_file(one) else find(one, alone=True))
 
-    return str(Reference.parse(model).map(named, absolute))
+    def file(one: str) -> str:
+        return str(find_lora(one).absolute())
+
+    return str(Reference.parse(model).map(named, file))
 
 
 def _line(error: Exception) -> str:

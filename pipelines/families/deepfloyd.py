@@ -18,6 +18,7 @@ from mmgen.pipelines.families.family import (
     side_of,
 )
 from mmgen.pipelines.forms import (
+    FACTOR,
     NOISED_PIXEL_TAKES,
     PIXEL_TAKES,
     TEXT_TAKES,
@@ -31,13 +32,13 @@ IF_SUPER_RES = StageSettings(steps=50, sampler="ddpm", guidance_scale=4.0, noise
 IF_TOKENS = 77  # of every text, in the training of DeepFloyd IF; its encoder can read more
 IF_TOLD = {"addition_embed_type": "text", "encoder_hid_dim_type": "text_proj"}
 NOISING = {"image_noising_scheduler": "image_noising_scheduler/scheduler_config.json"}
+ENCODER: tuple[Kind, ...] = (("transformers", "T5EncoderModel"),)
 UNET: tuple[Kind, ...] = (("diffusers", "UNet2DConditionModel"),)
 
 
 def _if(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
     """Text -> decoder, a U-Net that draws small pictures."""
     from mmgen.pipelines.adapters import noise_of
-    from mmgen.pipelines.text_stage import TextStage
     from mmgen.pipelines.unet_stage import PixelStage
 
     encoder, unet = parts["text_encoder"], parts["unet"]
@@ -45,9 +46,15 @@ def _if(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
     check_channels(unet.config, 3, "picture", kind)
     check_told(unet.config, "encoder_hid_dim", encoder.width, IF_TOLD)
     return [
-        TextStage(encoder, length=IF_TOKENS, lower=True),
+        _text(encoder),
         PixelStage(unet, _limited(IF, parts["scheduler"]), schedule=schedule, kind=kind),
     ]
+
+
+def _text(encoder: Any) -> Any:
+    from mmgen.pipelines.text_stage import TextStage
+
+    return TextStage(encoder, length=IF_TOKENS, lower=True)
 
 
 def _if_forms(_index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
@@ -89,9 +96,8 @@ def _super_res_forms(
     _index: Mapping[str, Any], configs: Mapping[str, Any], side: int
 ) -> tuple[StageForm, ...]:
     size = side_of("unet", configs)
-    _factor(size, side)
     defaults = _limited(IF_SUPER_RES, configs["scheduler"])
-    return (StageForm(super_res_name(size), NOISED_PIXEL_TAKES, defaults, size),)
+    return (StageForm(super_res_name(size), NOISED_PIXEL_TAKES, defaults, size, _factor(size, side)),)
 
 
 def _factor(size: int, side: int) -> int:
@@ -116,22 +122,37 @@ def _limited(defaults: StageSettings, scheduler: Mapping[str, Any]) -> StageSett
     return replace(defaults, threshold="none" if limit is None else "clip")
 
 
-def _enlarged_forms(index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
-    """What it is above the pictures of another model, of which any side that fits gives the same."""
-    return _super_res_forms(index, configs, 1)
+def _alone(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
+    """Picture, and a text -> the picture four times as large, as in the training."""
+    encoder, unet = parts["text_encoder"], parts["unet"]
+    check_told(unet.config, "encoder_hid_dim", encoder.width, {**IF_TOLD, "class_embed_type": "timestep"})
+    return [_text(encoder), *_super_res(parts, index, _smaller(unet.config.sample_size))]
+
+
+def _alone_forms(index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
+    """The same; without a text encoder, what it is above the pictures of another model."""
+    text = [StageForm("text", TEXT_TAKES, StageSettings())] if "text_encoder" in configs else []
+    return (*text, *_super_res_forms(index, configs, _smaller(side_of("unet", configs))))
+
+
+def _smaller(size: int) -> int:
+    """Side of the pictures that it was trained to enlarge."""
+    return max(1, size // FACTOR)
 
 
 FAMILY = Family(
-    components={"text_encoder": (("transformers", "T5EncoderModel"),), "unet": UNET},
+    components={"text_encoder": ENCODER, "unet": UNET},
     join=_if,
     forms=_if_forms,
     data=SCHEDULER,
 )
 SUPER_RES = Family(
-    components={"unet": UNET},
+    components={"text_encoder": ENCODER, "unet": UNET},
     join=None,
-    forms=_enlarged_forms,
+    forms=_alone_forms,
     data={**SCHEDULER, **NOISING},
+    enlarges=_alone,
+    may_lack=frozenset({"text_encoder"}),
     upscaler=Upscaler(
         components={"unet": UNET},
         join=_super_res,

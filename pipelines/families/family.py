@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,8 @@ from mmgen.errors import ModelError
 from mmgen.pipelines.forms import StageForm
 
 MAX_LEVELS = 8  # of a VAE, each of half the side
+# What a VAE may call the widths of its levels.
+LEVELS = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
 # What a U-Net of diffusers may be told besides time and text, or in another way: fields of its configuration.
 TOLD_MORE = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
 CLIPPING = ("DDIMScheduler", "DDPMScheduler", "UnCLIPScheduler")  # clip where their files do not say
@@ -36,14 +38,30 @@ class Upscaler:
 
 
 @dataclass(frozen=True)
+class Refiner:
+    """What a family draws over the latents of another, before its VAE; its fields are as those of `Family`.
+
+    of: the name of that other one. join, forms: are told its whole chain too, and return it with what refines in it.
+    """
+
+    of: str
+    components: Mapping[str, tuple[Kind, ...]]
+    join: Callable[[Mapping[str, Any], Mapping[str, Any], Sequence[Any]], list[Any]]
+    forms: Callable[[Mapping[str, Any], Mapping[str, Any], Sequence[StageForm]], list[StageForm]]
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Family:
     """components: name -> what it may be. join: components, data and index -> stages.
 
-    None: it draws no pictures by itself, but is an upscaler or a prior of other models.
+    None: it draws no pictures by itself, but is an upscaler, a refiner or a prior of other models.
     forms: index, the components' config.json and data -> what those stages will be. Both raise ValueError where the
     parts do not fit each other. data: name -> a JSON file of the folder that is no component, and that both are given.
     of_prior: the components and data that lie in a folder of their own, which is published beside this one.
-    upscaler: what it offers above other models; None: nothing.
+    upscaler, refiner: what it offers above and within other models; None: nothing.
+    enlarges: where join is None, as that: what enlarges given pictures; None: nothing. may_lack: the components without
+    which a folder does not, and is an upscaler of other models alone.
     """
 
     components: Mapping[str, tuple[Kind, ...]]
@@ -52,6 +70,9 @@ class Family:
     data: Mapping[str, str] = field(default_factory=dict)
     of_prior: frozenset[str] = frozenset()
     upscaler: Upscaler | None = None
+    refiner: Refiner | None = None
+    enlarges: Join | None = None
+    may_lack: frozenset[str] = frozenset()
 
 
 def side_of(name: str, configs: Mapping[str, Any]) -> int:
@@ -67,11 +88,10 @@ def enlargement(vae: Mapping[str, Any], name: str = "vae") -> int:
 
     Raises ValueError if it does not say.
     """
-    channels = vae.get("block_out_channels", vae.get("encoder_block_out_channels"))
+    said = next((one for one in LEVELS if one in vae), LEVELS[0])
+    channels = vae.get(said)
     if not isinstance(channels, list | tuple) or not 1 <= len(channels) <= MAX_LEVELS:
-        raise ValueError(
-            f"{name}/config.json: block_out_channels is {channels!r}, and must be 1 to {MAX_LEVELS} numbers"
-        )
+        raise ValueError(f"{name}/config.json: {said} is {channels!r}, and must be 1 to {MAX_LEVELS} numbers")
     return int(2 ** (len(channels) - 1))
 
 
@@ -128,6 +148,15 @@ def check_channels(unet: Any, channels: int, of: str, kind: str, shown: int = 0)
         raise ValueError(
             f"unet has out_channels {unet.out_channels}, but one that predicts {kind} has {said}"
         )
+
+
+def check_fields(part: str, config: Any, needed: Mapping[str, Any]) -> None:
+    """Raise ValueError for a configuration that says something else in these fields. part: whose, for the error."""
+    for name, value in needed.items():
+        if config.get(name) != value:
+            raise ValueError(
+                f"{part} has {name} {config.get(name)!r}, but beside the other parts it must be {value!r}"
+            )
 
 
 def check_told(unet: Any, name: str, width: int, ways: Mapping[str, str] | None = None) -> None:

@@ -10,6 +10,7 @@ from mmgen.pipelines.families.family import (
     Family,
     Kind,
     check_channels,
+    check_fields,
     enlargement,
     limit_of,
     side_of,
@@ -35,7 +36,7 @@ def _kandinsky(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]
     from mmgen.pipelines.text_stage import TextStage
 
     encoder, unet, width = parts["text_encoder"], parts["unet"], parts["prior"].config.embedding_dim
-    _check_told(unet.config, TOLD, {"encoder_hid_dim": ("prior", width)})
+    check_fields("unet", unet.config, {**TOLD, "encoder_hid_dim": width})
     prior = _prior_stage(parts, encoder)
     decoder, movq = _decoder_stages(parts, EmbedLatentStage, LATENT)
     return [TextStage(encoder, length=encoder.max_tokens), prior, decoder, movq]
@@ -47,16 +48,10 @@ def _kandinsky_2_1(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[
     from mmgen.pipelines.text_stage import TextStage
 
     first, encoder, unet = parts["prior_text_encoder"], parts["text_encoder"], parts["unet"]
-    widths = {
-        "encoder_hid_dim": ("text encoder", encoder.width),
-        "cross_attention_dim": ("prior", parts["prior"].config.embedding_dim),
-    }
-    _check_told(unet.config, TOLD_TEXT, widths)
-    if (pooled := encoder.model.config.numDims) != unet.config.cross_attention_dim:
-        raise ValueError(
-            f"unet has cross_attention_dim {unet.config.cross_attention_dim}, but the text encoder makes {pooled} "
-            "numbers of a text"
-        )
+    width = parts["prior"].config.embedding_dim
+    widths = {"encoder_hid_dim": encoder.width, "cross_attention_dim": width}
+    check_fields("unet", unet.config, {**TOLD_TEXT, **widths})
+    check_fields("text_encoder", encoder.model.config.to_dict(), {"numDims": width})
     prior = _prior_stage(parts, first)
     decoder, movq = _decoder_stages(parts, EmbedTextLatentStage, LATENT_2_1)
     return [
@@ -140,19 +135,6 @@ def _check_movq(movq: Any) -> None:
         )
     if movq.lookup_from_codebook:
         raise ValueError("movq has lookup_from_codebook: it decodes numbers of a codebook, and not latents")
-
-
-def _check_told(unet: Any, ways: Mapping[str, Any], widths: Mapping[str, tuple[str, int]]) -> None:
-    """Raise ValueError for a U-Net that is told something else, or in other widths.
-
-    ways: TOLD or TOLD_TEXT. widths: name of the field -> which part gives it, and how wide.
-    """
-    for name, only in ways.items():
-        if unet.get(name) != only:
-            raise ValueError(f"unet has {name} {unet.get(name)!r}: a decoder of this family has {only!r}")
-    for name, (part, width) in widths.items():
-        if unet[name] != width:
-            raise ValueError(f"unet has {name} {unet[name]}, but the {part} gives {width}")
 
 
 def _no_forms(_index: Mapping[str, Any], _configs: Mapping[str, Any]) -> tuple[StageForm, ...]:

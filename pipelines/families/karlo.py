@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmgen.pipelines.families.family import TOLD_MORE, Family, Kind, Upscaler, limit_of, side_of
+from mmgen.pipelines.families.family import (
+    TOLD_MORE,
+    Family,
+    Kind,
+    Upscaler,
+    check_fields,
+    limit_of,
+    side_of,
+)
 from mmgen.pipelines.forms import (
     PIXEL_TAKES,
     PLAIN_SUPER_RES_TAKES,
@@ -61,9 +69,9 @@ def _super_res(parts: Mapping[str, Any], _index: Mapping[str, Any], side: int) -
         "sample_size": first.config.sample_size,
         "class_embed_type": None,
     }
-    _check("super_res_first", first.config, needed)
-    _check("super_res_last", last.config, needed)
-    return [KarloSuperResStage(first, last, SUPER_RES, schedule=schedule, kind=kind)]
+    check_fields("super_res_first", first.config, needed)
+    check_fields("super_res_last", last.config, needed)
+    return [KarloSuperResStage(first, last, SUPER_RES, schedule=schedule, kind=kind, small=side)]
 
 
 def _karlo_forms(index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
@@ -81,7 +89,7 @@ def _super_res_forms(
 ) -> tuple[StageForm, ...]:
     size = side_of("super_res_first", configs)
     _check_larger(size, side)
-    return (StageForm(super_res_name(size), PLAIN_SUPER_RES_TAKES, SUPER_RES, size),)
+    return (StageForm(super_res_name(size), PLAIN_SUPER_RES_TAKES, SUPER_RES, size, size / side),)
 
 
 def _check_larger(size: int, side: int) -> None:
@@ -103,10 +111,10 @@ def _check_decoder(decoder: Any, projection: Any, width: int, kind: str) -> None
     decoder, projection: their configurations. width: of an image embedding. kind: of prediction.
     """
     time = decoder.time_embedding_dim or 4 * decoder.block_out_channels[0]
-    _check("decoder", decoder, {"in_channels": 3, "out_channels": 6 if kind == "learned-range" else 3})
+    drawn = {"in_channels": 3, "out_channels": 6 if kind == "learned-range" else 3}
     ways = dict.fromkeys(TOLD_MORE) | {"class_embed_type": "identity", "encoder_hid_dim": None}
-    _check("decoder", decoder, ways)
-    _check(
+    check_fields("decoder", decoder, drawn | ways)
+    check_fields(
         "text_proj",
         projection,
         {
@@ -115,14 +123,6 @@ def _check_decoder(decoder: Any, projection: Any, width: int, kind: str) -> None
             "time_embed_dim": time,
         },
     )
-
-
-def _check(part: str, config: Any, needed: Mapping[str, Any]) -> None:
-    for name, value in needed.items():
-        if config[name] != value:
-            raise ValueError(
-                f"{part} has {name} {config[name]!r}, but beside the other parts it must be {value!r}"
-            )
 
 
 OF_SUPER_RES: Mapping[str, tuple[Kind, ...]] = {

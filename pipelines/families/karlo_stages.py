@@ -19,6 +19,7 @@ from mmgen.pipelines.forms import PLAIN_SUPER_RES_TAKES, super_res_name
 from mmgen.pipelines.sampling import diffuse
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.unet_stage import PixelStage, UNetStage, told_texts
+from mmgen.pipelines.upscaling import cropped, in_squares, padded
 from mmgen.schedulers.prediction import Prediction, PredictionKind
 from mmgen.schedulers.samplers import Step
 from mmgen.schedulers.schedules import DiscreteSchedule
@@ -102,7 +103,7 @@ class KarloDecoderStage(PixelStage):
 
 
 class PictureUNet(Face):
-    """A `UNet2DModel` that is shown a picture beside what it denoises."""
+    """A `UNet2DModel` that is shown a picture beside what it denoises, larger ones in squares of its own side."""
 
     def prepare(self, cond: Conditioning) -> Tensor:
         """The picture, [B, 3, H, W]."""
@@ -110,14 +111,20 @@ class PictureUNet(Face):
 
     def __call__(self, x_t: Tensor, t: Tensor, shown: Tensor) -> Tensor:
         """What it predicts, [B, C, H, W], as of a `TextUNet`. t: [B], training steps."""
-        out: Tensor = self.network(torch.cat([x_t, shown], dim=1), t.clamp(min=0), return_dict=False)[0]
-        return out
+
+        def predict(seen: Tensor) -> Tensor:
+            out: Tensor = self.network(seen, t.clamp(min=0), return_dict=False)[0]
+            return out
+
+        config = self.network.config
+        return in_squares(predict, torch.cat([x_t, shown], dim=1), config.out_channels, config.sample_size)
 
 
 class KarloSuperResStage(UNetStage):
     """Diffuses the larger picture itself, shown the small one alone; another network takes the step to the clean one.
 
-    last: that network. Source: Lee et al. 2022, https://github.com/kakaobrain/karlo, its 7-step super-resolution.
+    last: that network. small: side of the pictures before, by which it is known how often a side is enlarged.
+    Source: Lee et al. 2022, https://github.com/kakaobrain/karlo, its 7-step super-resolution.
     """
 
     needs = frozenset({"image"})
@@ -132,11 +139,13 @@ class KarloSuperResStage(UNetStage):
         *,
         schedule: DiscreteSchedule,
         kind: PredictionKind,
+        small: int,
     ) -> None:
         super().__init__(network, defaults, schedule=schedule, kind=kind)
         self.last = last
         self.networks = (network, last)
         self.size: int | None = network.config.sample_size
+        self.factor = network.config.sample_size / small
         self.name = super_res_name(network.config.sample_size)
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
@@ -145,18 +154,17 @@ class KarloSuperResStage(UNetStage):
             raise UsageError(
                 f"stage {self.name!r} of this model cannot begin with a picture: choose another --model"
             )
-        side = self.network.config.sample_size
+        height, width = (round(self.factor * side) for side in image.shape[-2:])
         # as in the training, where antialias chooses another cubic
-        shown = Conditioning(
-            low_res=F.interpolate(
-                image.float(), (side, side), mode="bicubic", align_corners=False, antialias=True
-            )
+        large = F.interpolate(
+            image.float(), (height, width), mode="bicubic", align_corners=False, antialias=True
         )
-        x, schedule, by = self._begun(noise.draw((image.shape[1], side, side)).to(image.device), settings)
+        shown = padded(large, self.network.config)
+        x, schedule, by = self._begun(noise.draw(shown.shape[1:]).to(image.device), settings)
         first, last = (
             make_denoiser(
                 PictureUNet(network),
-                shown,
+                Conditioning(low_res=shown),
                 None,
                 settings,
                 stage=self.name,
@@ -169,6 +177,7 @@ class KarloSuperResStage(UNetStage):
         def denoise(x_t: Tensor, t: Tensor, s: Tensor) -> Prediction:
             return (last if schedule.sigma(s) == 0 else first)(x_t, t, s)
 
-        for step in diffuse(denoise, x, settings, noise, stage=self.name, by=by, schedule=schedule):
+        run = diffuse(denoise, x, settings, noise, stage=self.name, by=by, schedule=schedule)
+        for step in cropped(run, height, width):
             yield step
         return replace(draft, image=step.x.clamp(-1, 1))

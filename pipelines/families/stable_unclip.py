@@ -9,6 +9,7 @@ from mmgen.pipelines.families.family import (
     SCHEDULER,
     Family,
     check_channels,
+    check_fields,
     check_scale,
     check_told,
     enlargement,
@@ -20,6 +21,7 @@ from mmgen.types import StageSettings
 
 PRIOR = StageSettings(steps=25, sampler="ddpm", guidance_scale=4.0)
 DECODER = StageSettings(steps=20, sampler="dpmpp-2m", guidance_scale=10.0, noise_level=0.0)
+TOLD = {"class_embed_type": "projection"}  # image embeddings, and how noisy they are
 
 
 def _stable_unclip(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
@@ -38,8 +40,10 @@ def _stable_unclip(parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[
     check_prior(prior.config, of_prior, prior_kind)
     check_scale(vae.config)
     check_channels(unet.config, vae.config.latent_channels, "VAE", kind)
-    check_told(unet.config, "cross_attention_dim", encoder.width, {"class_embed_type": "projection"})
-    _check_embeds(unet.config, normalizer.config, prior.config.embedding_dim)
+    check_told(unet.config, "cross_attention_dim", encoder.width, TOLD)
+    width = prior.config.embedding_dim
+    check_fields("unet", unet.config, {**TOLD, "projection_class_embeddings_input_dim": 2 * width})
+    check_fields("image_normalizer", normalizer.config, {"embedding_dim": width})
     return [
         PriorTextStage(of_prior, name="prior-text", length=of_prior.max_tokens),
         ClipPriorStage(
@@ -68,24 +72,6 @@ def _stable_unclip_forms(_index: Mapping[str, Any], configs: Mapping[str, Any]) 
         StageForm("decoder", NOISED_LATENT_TAKES, DECODER),
         StageForm("vae", VAE_TAKES, StageSettings(), size),
     )
-
-
-def _check_embeds(unet: Any, normalizer: Any, width: int) -> None:
-    """Raise ValueError for a U-Net that is told other embeddings, or in another way. width: of the prior's."""
-    for part, name, found, wanted in (
-        ("unet", "class_embed_type", unet.class_embed_type, "projection"),
-        (
-            "unet",
-            "projection_class_embeddings_input_dim",
-            unet.projection_class_embeddings_input_dim,
-            2 * width,
-        ),
-        ("image_normalizer", "embedding_dim", normalizer.embedding_dim, width),
-    ):
-        if found != wanted:
-            raise ValueError(
-                f"{part} has {name} {found!r}, but for embeddings of width {width} it is {wanted!r}"
-            )
 
 
 FAMILY = Family(

@@ -71,7 +71,7 @@ def _super_res_forms(
     _index: Mapping[str, Any], _configs: Mapping[str, Any], side: int
 ) -> tuple[StageForm, ...]:
     return tuple(
-        StageForm(super_res_name(size), SUPER_RES_TAKES, SUPER_RES, size) for size in _enlarged(side)
+        StageForm(super_res_name(size), SUPER_RES_TAKES, SUPER_RES, size, FACTOR) for size in _enlarged(side)
     )
 
 

@@ -14,8 +14,39 @@ from mmgen.types import StageSettings
 # Of a scheduler's file: what it makes tables of, and what pipelines compute the shift of its levels from.
 MOST = {"num_train_timesteps": 16_384, "solver_order": 3}
 SHIFTS = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+MAX_SAID = 8192  # of what an index says of pictures: pixels of a side
+COLOURS = 3
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
 SOLVERS = ("DPMSolverMultistepScheduler", *FLOW_SCHEDULERS)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The conversation that a text is put into for an encoder that was trained on them; its states are told alone.
+
+    layer: which of its hidden states, counted as transformers does. template: with {} where the text stands, None: that
+    which the pipeline itself has. dropped: tokens at its beginning that are not told. padded: every text has all tokens
+    that are read. mended: what went wrong with characters, on the text's way through other programs, is set right.
+    """
+
+    layer: int
+    template: str | None = None
+    dropped: int = 0
+    padded: bool = False
+    mended: bool = False
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Folders of the same class that are published with other settings, and what tells them from the others.
+
+    part: the component, or the scheduler, whose file says `value` under `name`; where it says nothing, that is false.
+    """
+
+    part: str
+    name: str
+    value: Any
+    defaults: StageSettings
 
 
 @dataclass(frozen=True)
@@ -23,19 +54,23 @@ class Whole:
     """How a pipeline class of diffusers is loaded, told its texts, and called.
 
     family: its name in mmgen. encoders: its text encoders -> their classes in transformers. transformer, vae: classes
-    in diffusers. schedulers: those that its folder may come with. told: what its `encode_prompt` gives, in order, as
-    its call takes it. reader, length: the encoder that reads the most of a text, and how many tokens. widths, pooled:
-    fields of the transformer's configuration -> the encoders whose states, or pooled vectors side by side, it is told.
-    defaults: as it is published; the decoder takes these settings. unguided: the same of a transformer whose
-    configuration has no `guidance_embeds`, None: of all alike. latent_side: None: the transformer's `sample_size`.
-    packed: four latents side by side are one token. lower: texts are read in small letters. instructed: before a text
-    stands what its call tells by default. call: what is given to the call besides.
+    in diffusers; without a VAE it draws pictures as they are, and its index says how large. schedulers: those that its
+    folder may come with. told: what its call is told of texts, in the order in which its `encode_prompt` gives it.
+    reader, length: the encoder that reads the most of a text, and how many tokens. widths, pooled: fields of the
+    transformer's configuration -> the encoders whose states, or pooled vectors side by side, it is told. fixed: fields
+    of it -> what they must be for this call. defaults: as it is published; the decoder takes these settings. variant:
+    those of some folders, None: all are alike. scale: what its call calls guidance_scale. off: up to where that is no
+    guidance. latent_side: None: the transformer's `sample_size`. packed: four latents side by side are one token.
+    framed: its VAE is one of videos, and a picture the only frame. lower: texts are read in small letters.
+    instructed: before a text stands what its call tells by default. chat: it has no use for `encode_prompt`, but reads
+    texts so. listed: it is told a list, of each text's own tokens.
+    call: what is given to the call besides.
     """
 
     family: str
     encoders: Mapping[str, str]
     transformer: str
-    vae: str
+    vae: str | None
     schedulers: tuple[str, ...]
     told: tuple[str, ...]
     reader: str
@@ -43,17 +78,24 @@ class Whole:
     widths: Mapping[str, str]
     defaults: StageSettings
     pooled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    unguided: StageSettings | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    variant: Variant | None = None
+    scale: str = "guidance_scale"
+    off: float = 1.0
     latent_side: int | None = None
     packed: bool = False
+    framed: bool = False
     lower: bool = False
     instructed: bool = False
+    chat: Chat | None = None
+    listed: bool = False
     call: Mapping[str, Any] = field(default_factory=dict)
 
-    def settings(self, transformer: Mapping[str, Any]) -> StageSettings:
-        """The defaults of its decoder, which takes these settings alone. transformer: its configuration."""
-        if self.unguided is not None and not transformer.get("guidance_embeds"):
-            return self.unguided
+    def settings(self, configs: Mapping[str, Mapping[str, Any]]) -> StageSettings:
+        """The defaults of its decoder, which takes these settings alone. configs: of its parts, by their names."""
+        variant = self.variant
+        if variant is not None and (configs[variant.part].get(variant.name) or False) == variant.value:
+            return variant.defaults
         return self.defaults
 
     @property
@@ -129,44 +171,152 @@ WHOLE: Mapping[str, Whole] = {
         widths={"joint_attention_dim": "text_encoder_2"},
         pooled={"pooled_projection_dim": ("text_encoder",)},
         defaults=StageSettings(steps=28, guidance_scale=3.5),
-        unguided=StageSettings(steps=4),
+        variant=Variant("transformer", "guidance_embeds", False, StageSettings(steps=4)),
+        off=0.0,
         latent_side=128,
         packed=True,
+    ),
+    "ZImagePipeline": Whole(
+        family="z-image",
+        encoders={"text_encoder": "Qwen3Model"},
+        transformer="ZImageTransformer2DModel",
+        vae="AutoencoderKL",
+        schedulers=FLOW_SCHEDULERS,
+        told=("prompt_embeds", "negative_prompt_embeds"),
+        reader="text_encoder",
+        length=512,
+        widths={"cap_feat_dim": "text_encoder"},
+        fixed={"all_patch_size": [2], "all_f_patch_size": [1]},
+        defaults=StageSettings(steps=50, guidance_scale=4.0),
+        # Z-Image-Turbo is built as Z-Image is, and known by the shift of its noise levels alone
+        variant=Variant("scheduler", "shift", 3.0, StageSettings(steps=9, guidance_scale=0.0)),
+        off=0.0,
+        latent_side=128,
+        # that of Qwen3; the one in the folder is a program
+        chat=Chat(layer=-2, template="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"),
+        listed=True,
+        call={"cfg_truncation": None},  # which by default cuts nothing off, and asks numbers of the device
+    ),
+    "QwenImagePipeline": Whole(
+        family="qwen-image",
+        encoders={"text_encoder": "Qwen2_5_VLForConditionalGeneration"},
+        transformer="QwenImageTransformer2DModel",
+        vae="AutoencoderKLQwenImage",
+        schedulers=FLOW_SCHEDULERS,
+        told=("prompt_embeds", "prompt_embeds_mask", "negative_prompt_embeds", "negative_prompt_embeds_mask"),
+        reader="text_encoder",
+        length=512,
+        widths={"joint_attention_dim": "text_encoder"},
+        fixed={
+            "patch_size": 2,
+            "guidance_embeds": False,
+            "use_additional_t_cond": False,
+            "use_layer3d_rope": False,
+        },
+        defaults=StageSettings(steps=50, guidance_scale=4.0),
+        scale="true_cfg_scale",
+        latent_side=128,
+        packed=True,
+        framed=True,
+        chat=Chat(layer=-1, dropped=34),
+    ),
+    "PRXPixelPipeline": Whole(
+        family="prx-pixel",
+        encoders={"text_encoder": "Qwen3VLTextModel"},
+        transformer="PRXTransformer2DModel",
+        vae=None,
+        schedulers=FLOW_SCHEDULERS,
+        told=_MASKED,
+        reader="text_encoder",
+        length=256,
+        widths={"context_in_dim": "text_encoder"},
+        defaults=StageSettings(steps=28, guidance_scale=5.0),
+        chat=Chat(layer=-1, template="{}", padded=True, mended=True),
+        call={"use_resolution_binning": False},
     ),
 }
 """The class that the index of a folder names -> how it is run."""
 
 
-def _join(pipeline: str, parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
-    """Text -> decoder, the pipeline's own loop over latents -> VAE."""
-    from mmgen.pipelines.families.whole_stage import WholeStage, WholeTextStage, check_scheduler
+def _join(pipeline: str, parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
+    """Text -> decoder, the pipeline's own loop over latents -> VAE; or text -> decoder of pictures."""
+    from mmgen.pipelines.families.whole_stage import ChatTextStage, WholeTextStage, check_scheduler
+
+    whole, transformer = WHOLE[pipeline], parts["transformer"]
+    encoders = {name: parts[name] for name in whole.encoders}
+    _check_fixed(whole, transformer.config)
+    _check_widths(whole, transformer.config, encoders)
+    check_scheduler(parts["scheduler"])
+    text_stage = WholeTextStage if whole.chat is None else ChatTextStage
+    draw = _of_pixels if whole.vae is None else _of_latents
+    return [text_stage(pipeline, encoders), *draw(pipeline, parts, index)]
+
+
+def _of_latents(pipeline: str, parts: Mapping[str, Any], _index: Mapping[str, Any]) -> list[Any]:
+    from mmgen.pipelines.families.whole_stage import FrameVaeStage, WholeStage, compute_tables
     from mmgen.pipelines.vae_stage import VaeStage
 
     whole, transformer, vae = WHOLE[pipeline], parts["transformer"], parts["vae"]
-    encoders = {name: parts[name] for name in whole.encoders}
-    check_scale(vae.config)
-    _check_channels(whole, transformer.config, vae.config.latent_channels)
-    _check_widths(whole, transformer.config, encoders)
-    check_scheduler(parts["scheduler"])
-    side = _latent_side(whole, {"transformer": transformer.config})
+    configs = {"transformer": transformer.config, "scheduler": parts["scheduler"]}
+    channels = _channels(whole, vae.config)
+    _check_channels(transformer.config, channels * (4 if whole.packed else 1), "latents of this VAE")
+    compute_tables(transformer)
+    side, defaults = _latent_side(whole, configs), whole.settings(configs)
+    vae_stage = FrameVaeStage if whole.framed else VaeStage
     return [
-        WholeTextStage(pipeline, encoders),
-        WholeStage(pipeline, transformer, parts["scheduler"], side=side, channels=vae.config.latent_channels),
-        VaeStage(vae, size=side * enlargement(vae.config)),
+        WholeStage(pipeline, transformer, parts["scheduler"], defaults, side=side, channels=channels),
+        vae_stage(vae, size=side * enlargement(vae.config)),
     ]
 
 
-def _forms(pipeline: str, _index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
+def _of_pixels(pipeline: str, parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
+    from mmgen.pipelines.families.whole_stage import WholePixelStage
+
+    whole, transformer = WHOLE[pipeline], parts["transformer"]
+    _check_channels(transformer.config, COLOURS, "pictures")
+    side = _pixel_side(whole, index)
+    if side % transformer.config.patch_size:
+        raise ValueError(
+            f"default_sample_size is {side}, which patches of {transformer.config.patch_size} px do not fill"
+        )
+    return [
+        WholePixelStage(
+            pipeline,
+            transformer,
+            parts["scheduler"],
+            whole.defaults,
+            side=side,
+            noise_scale=_said(index, "noise_scale", 2.0, (int, float)),
+        )
+    ]
+
+
+def _forms(pipeline: str, index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
     whole = WHOLE[pipeline]
     _check_scheduler(whole, configs["scheduler"])
-    defaults = whole.settings(configs["transformer"])
-    return (
-        StageForm("text", TEXT_TAKES, StageSettings()),
-        StageForm("decoder", frozenset(defaults.to_dict()), defaults),
-        StageForm(
-            "vae", VAE_TAKES, StageSettings(), _latent_side(whole, configs) * enlargement(configs["vae"])
-        ),
-    )
+    text, defaults = StageForm("text", TEXT_TAKES, StageSettings()), whole.settings(configs)
+    takes = frozenset(defaults.to_dict())
+    if whole.vae is None:
+        return text, StageForm("decoder", takes, defaults, _pixel_side(whole, index))
+    size = _latent_side(whole, configs) * enlargement(configs["vae"])
+    return text, StageForm("decoder", takes, defaults), StageForm("vae", VAE_TAKES, StageSettings(), size)
+
+
+def _pixel_side(whole: Whole, index: Mapping[str, Any]) -> int:
+    """Of the pictures. Raises ValueError for an index that says none, or reads texts to another length."""
+    if (length := _said(index, "prompt_max_tokens", whole.length, (int,))) != whole.length:
+        raise ValueError(
+            f"prompt_max_tokens is {length} in the index: models of this family read {whole.length}"
+        )
+    return int(_said(index, "default_sample_size", 1024, (int,)))
+
+
+def _said(index: Mapping[str, Any], name: str, default: float, kinds: tuple[type, ...]) -> Any:
+    """A number that an index says of a pipeline. Raises ValueError where it is none that can be meant."""
+    value = index.get(name, default)
+    if type(value) not in kinds or not 0 < value <= MAX_SAID:
+        raise ValueError(f"{name} is {value!r} in the index, and must be a number up to {MAX_SAID:,}")
+    return value
 
 
 def _latent_side(whole: Whole, configs: Mapping[str, Any]) -> int:
@@ -189,13 +339,34 @@ def _check_scheduler(whole: Whole, values: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}: stochastic_sampling adds noise that no seed decides")
 
 
-def _check_channels(whole: Whole, transformer: Any, channels: int) -> None:
-    """Raise ValueError for a transformer that draws other latents than the VAE decodes."""
-    drawn = channels * (4 if whole.packed else 1)
-    if transformer.in_channels != drawn:
-        raise ValueError(
-            f"transformer has in_channels {transformer.in_channels}, but latents of this VAE need {drawn}"
-        )
+def _channels(whole: Whole, vae: Any) -> int:
+    """Of what the VAE decodes. Raises ValueError where it does not say in numbers how that becomes what is diffused."""
+    if not whole.framed:
+        check_scale(vae)
+        return int(vae.latent_channels)
+    for name in ("latents_mean", "latents_std"):
+        values = vae[name]
+        if len(values) != vae.z_dim or not all(type(one) in (int, float) for one in values):
+            raise ValueError(f"vae/config.json: {name} must be {vae.z_dim} numbers, one for each channel")
+    if 0 in vae.latents_std:
+        raise ValueError("vae/config.json: latents_std holds 0, and must be numbers other than 0")
+    return int(vae.z_dim)
+
+
+def _check_fixed(whole: Whole, transformer: Any) -> None:
+    """Raise ValueError for a transformer that must be called in another way."""
+    for name, value in whole.fixed.items():
+        said = transformer[name]
+        if (list(said) if isinstance(said, tuple) else said) != value:
+            raise ValueError(
+                f"transformer has {name} {said!r}: models of family {whole.family} are drawn with {value!r}"
+            )
+
+
+def _check_channels(transformer: Any, channels: int, of: str) -> None:
+    """Raise ValueError for a transformer that draws something else. of: what has so many."""
+    if transformer.in_channels != channels:
+        raise ValueError(f"transformer has in_channels {transformer.in_channels}, but {of} need {channels}")
 
 
 def _check_widths(whole: Whole, transformer: Any, encoders: Mapping[str, Any]) -> None:
@@ -211,7 +382,8 @@ def _check_widths(whole: Whole, transformer: Any, encoders: Mapping[str, Any]) -
 
 def _family(pipeline: str, whole: Whole) -> Family:
     texts = {name: (("transformers", kind),) for name, kind in whole.encoders.items()}
-    drawn = {"transformer": (("diffusers", whole.transformer),), "vae": (("diffusers", whole.vae),)}
+    classes = {"transformer": whole.transformer, "vae": whole.vae}
+    drawn = {name: (("diffusers", kind),) for name, kind in classes.items() if kind is not None}
     return Family(
         components={**texts, **drawn},
         join=partial(_join, pipeline),

@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, wraps
+from html import unescape
+from importlib import import_module
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
@@ -14,22 +16,29 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mmgen.conditioning import Conditioning
-from mmgen.errors import UsageError, told
+from mmgen import threshold
+from mmgen.conditioning import Conditioning, given
+from mmgen.errors import NonFiniteError, UsageError, told
 from mmgen.models.pretrained import quiet
 from mmgen.models.text import TextEncoder
 from mmgen.noise import Noise
-from mmgen.pipelines.families.whole import WHOLE
+from mmgen.pipelines.families.whole import WHOLE, Whole
 from mmgen.pipelines.forms import TEXT_TAKES
 from mmgen.pipelines.sampling import resolved
 from mmgen.pipelines.stage import Draft
+from mmgen.pipelines.vae_stage import VaeStage
 from mmgen.schedulers.samplers import Step
 from mmgen.types import StageSettings
 
 Value = TypeVar("Value")
 Outcome = TypeVar("Outcome")
-# What a draft holds of a text, and what the calls of diffusers call it; before that of a negative prompt: "negative_".
-NAMES = {"text": "prompt_embeds", "text_mask": "prompt_attention_mask", "pooled": "pooled_prompt_embeds"}
+# What the calls of diffusers are told of a text, and what a draft calls it; before a negative prompt's: "negative_".
+NAMES = {
+    "prompt_embeds": "text",
+    "prompt_attention_mask": "text_mask",
+    "prompt_embeds_mask": "text_mask",
+    "pooled_prompt_embeds": "pooled",
+}
 
 
 class WholeTextStage:
@@ -56,15 +65,20 @@ class WholeTextStage:
             raise UsageError(
                 f"models of family {whole.family} are told no negative prompt: leave it out, or choose another --model"
             )
-        read = dict(zip(whole.told, self._encoded(draft), strict=False))  # behind them, where tokens stand
-        negative = _conditioning(read, "negative_") if whole.takes_negative else None
-        return replace(draft, text=_conditioning(read), negative=negative)
+        text, negative = self._read(draft)
+        return replace(draft, text=text, negative=negative)
 
     def cut_words(self, text: str) -> tuple[str, ...]:
         """The words at the end of a text that no encoder reads."""
         whole = WHOLE[self._pipeline]
         read = text.lower().strip() if whole.lower else text
         return self._encoders[whole.reader].cut_words(read, length=whole.length)
+
+    def _read(self, draft: Draft) -> tuple[Conditioning, Conditioning | None]:
+        """What is told of the prompts, and of the negative one as often."""
+        whole = WHOLE[self._pipeline]
+        read = dict(zip(whole.told, self._encoded(draft), strict=False))  # behind them, where tokens stand
+        return _conditioning(read), _conditioning(read, "negative_") if whole.takes_negative else None
 
     @torch.no_grad()
     def _encoded(self, draft: Draft) -> tuple[Any, ...]:
@@ -91,24 +105,72 @@ class WholeTextStage:
         return found
 
 
+class ChatTextStage(WholeTextStage):
+    """Reads every text, put into the conversation that its pipeline in `WHOLE` has for it, by its one encoder.
+
+    As `encode_prompt` of that class does, but for padding, which its encoder passes by: it comes last.
+    """
+
+    def __init__(self, pipeline: str, encoders: Mapping[str, TextEncoder]) -> None:
+        super().__init__(pipeline, encoders)
+        whole = WHOLE[pipeline]
+        assert whole.chat is not None
+        (encoder,) = encoders.values()
+        encoder.tokenizer.padding_side = "right"
+        self._chat, self._length = whole.chat, whole.chat.dropped + whole.length
+        self._reader = TextEncoder(
+            encoder.model, encoder.tokenizer, layer=whole.chat.layer, max_tokens=self._length
+        )
+        self._template = whole.chat.template or str(_built(pipeline, {}).prompt_template_encode)
+
+    def cut_words(self, text: str) -> tuple[str, ...]:
+        """The words at the end of a text that are not told."""
+        before, _, _ = self._template.partition("{}")
+        return self._reader.cut_words(before + self._mended(text), length=self._length)
+
+    def _read(self, draft: Draft) -> tuple[Conditioning, Conditioning | None]:
+        count = len(draft.prompts)
+        texts = [*draft.prompts, *[draft.negative_prompt] * count]
+        read = self._reader.encode(
+            [self._template.format(self._mended(text)) for text in texts],
+            length=self._length if self._chat.padded else None,
+        )
+        told = Conditioning(
+            text=given(read.text, "text")[:, self._chat.dropped :],
+            text_mask=given(read.text_mask, "text_mask")[:, self._chat.dropped :],
+        )
+        return told[:count], told[count:]
+
+    def _mended(self, text: str) -> str:
+        return mended(text) if self._chat.mended else text
+
+
 class WholeStage:
     """Latents from texts that were read, by the call of a pipeline's class, with its own loop, guidance and scheduler.
 
-    pipeline: its name in `WHOLE`. scheduler: its file. side, channels: of the latents.
+    pipeline: its name in `WHOLE`. scheduler: its file. defaults: it takes these settings. side, channels: of the
+    latents.
     """
 
     name = "decoder"
     needs = frozenset({"text"})
     gives = frozenset({"latent"})
     size: int | None = None
+    noise_scale = 1.0  # of what it begins with
 
     def __init__(
-        self, pipeline: str, transformer: Any, scheduler: Mapping[str, Any], *, side: int, channels: int
+        self,
+        pipeline: str,
+        transformer: Any,
+        scheduler: Mapping[str, Any],
+        defaults: StageSettings,
+        *,
+        side: int,
+        channels: int,
     ) -> None:
         self._pipeline, self._transformer, self._scheduler = pipeline, transformer, scheduler
         self._side, self._channels = side, channels
-        self.defaults = WHOLE[pipeline].settings(transformer.config)
-        self.takes = frozenset(self.defaults.to_dict())
+        self.defaults, self.takes = defaults, frozenset(defaults.to_dict())
         self.networks: tuple[nn.Module, ...] = (transformer,)
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
@@ -118,7 +180,10 @@ class WholeStage:
             )
         draw = partial(self._drawn, draft, settings, noise)
         if self._transformer.device.type == "meta":  # who counts bytes there sees its own thread alone
-            return replace(draft, latent=draw(lambda _step: None))
+            try:
+                return replace(draft, latent=draw(lambda _step: None))
+            finally:
+                _forget_tables(self._transformer)
         latent = yield from handed(draw)
         return replace(draft, latent=latent)
 
@@ -127,18 +192,25 @@ class WholeStage:
     ) -> Tensor:
         """[B, C, h, w], float32. hand: is given every step; their t counts evenly, whatever the scheduler's does."""
         whole, steps = WHOLE[self._pipeline], resolved(settings.steps, "steps", self.name)
-        x = noise.draw((self._channels, self._side, self._side))
+        x = self.noise_scale * noise.draw((self._channels, self._side, self._side))
         x = packed(x) if whole.packed else x
-        given: dict[str, Any] = {**_told(draft, whole.told), **whole.call}
+        told_of: dict[str, Any] = {**_told(draft, whole), **whole.call}
         if "guidance_scale" in self.takes:
-            given["guidance_scale"] = resolved(settings.guidance_scale, "guidance_scale", self.name)
+            scale = resolved(settings.guidance_scale, "guidance_scale", self.name)
+            told_of[whole.scale] = max(
+                scale, whole.off
+            )  # less would be none, too, and some calls take no less
+            if scale <= whole.off:  # some calls warn of a negative prompt that they have no use for
+                told_of = {name: value for name, value in told_of.items() if not name.startswith("negative_")}
 
         def seen(index: int, latents: Tensor) -> None:
             now = self._latent(latents)
             hand(Step(self.name, index, steps, 1 - index / steps, now, now))
 
+        # the level behind which all others are to end is, of a single step, also the first, and cannot be moved
+        alone = {"shift_terminal": None} if steps == 1 else {}
         # of this run alone: pipeline and scheduler remember where they are
-        scheduler = _begun(read_scheduler(self._scheduler))
+        scheduler = _begun(read_scheduler({**self._scheduler, **alone}))
         pipe = _built(self._pipeline, {"transformer": self._transformer, "scheduler": scheduler})
         pipe.set_progress_bar_config(disable=True)
         drawn = pipe(
@@ -146,16 +218,100 @@ class WholeStage:
             latents=x.to(device=self._transformer.device, dtype=self._transformer.dtype),
             generator=list(noise.generators),
             num_inference_steps=steps,
+            height=self._side * pipe.vae_scale_factor,
+            width=self._side * pipe.vae_scale_factor,
             negative_prompt=None,
             output_type="latent",
             **_watched(pipe, seen),
-            **given,
+            **told_of,
         ).images
         return self._latent(drawn)
 
     def _latent(self, drawn: Tensor) -> Tensor:
         """As a VAE takes them."""
         return (unpacked(drawn, self._side) if WHOLE[self._pipeline].packed else drawn).float()
+
+
+class WholePixelStage(WholeStage):
+    """Pictures from texts that were read, by a pipeline that has no VAE. noise_scale: of what it begins with."""
+
+    gives = frozenset({"image"})
+
+    def __init__(
+        self,
+        pipeline: str,
+        transformer: Any,
+        scheduler: Mapping[str, Any],
+        defaults: StageSettings,
+        *,
+        side: int,
+        noise_scale: float,
+    ) -> None:
+        super().__init__(pipeline, transformer, scheduler, defaults, side=side, channels=3)
+        self.size, self.noise_scale = side, noise_scale
+        transformer.register_forward_pre_hook(_tell_time_of_all, with_kwargs=True)
+
+    def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
+        drawn = yield from super().run(draft, settings, noise)
+        try:
+            return replace(draft, image=threshold.static_clip(given(drawn.latent, "latent")))
+        except NonFiniteError as error:
+            raise NonFiniteError(f"stage {self.name!r}: {error}") from None
+
+
+class FrameVaeStage(VaeStage):
+    """Decodes latents of a VAE of videos, one picture after the other, each as the only frame of one."""
+
+    def _units(self, latent: Tensor) -> Tensor:
+        config = self.network.config
+        mean, std = (
+            torch.tensor(config[name], device=latent.device)[:, None, None]
+            for name in ("latents_mean", "latents_std")
+        )
+        return latent * std + mean
+
+    def _pixels(self, latent: Tensor) -> Tensor:
+        frames: Tensor = self.network.decode(latent[:, :, None], return_dict=False)[0]
+        return frames[:, :, 0]
+
+
+def _tell_time_of_all(_module: nn.Module, args: Any, told_of: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """For guidance over several pictures, of which diffusers 0.42 tells a PRX two times alone: all are the same."""
+    times = told_of["timestep"][:1].expand(len(told_of["hidden_states"]))
+    return args, {**told_of, "timestep": times}
+
+
+def mended(text: str) -> str:
+    """A text without the marks that other programs left in it, such as `&amp;`, by the rules of ftfy and of HTML.
+
+    Raises UsageError for one that ftfy would have to look at where that is not installed; plain ones it leaves alone.
+    """
+    if not (text.isascii() and text.isprintable()):
+        try:
+            text = import_module("ftfy").fix_text(text)
+        except ImportError:
+            raise UsageError(
+                f"{text!r}: this model reads characters beyond plain ASCII through ftfy. Install it (pip install "
+                "ftfy), or write the text without them"
+            ) from None
+    return unescape(unescape(text)).strip()
+
+
+def compute_tables(transformer: Any) -> None:
+    """Compute the angles of one that was built on the meta device and keeps them as plain attributes.
+
+    Raises ValueError where its configuration says other angles than its heads have.
+    """
+    rope: Any = getattr(transformer, "pos_embed", None)
+    if not isinstance(getattr(rope, "pos_freqs", None), Tensor):
+        return
+    config = transformer.config
+    if sum(config.axes_dims_rope) != config.attention_head_dim:
+        raise ValueError(
+            f"transformer has axes_dims_rope {list(config.axes_dims_rope)}, which must be "
+            f"{config.attention_head_dim} together, its attention_head_dim"
+        )
+    transformer.pos_embed = type(rope)(rope.theta, rope.axes_dim, rope.scale_rope)
 
 
 def check_scheduler(values: Mapping[str, Any]) -> None:
@@ -282,24 +438,37 @@ def _names(function: Any) -> Mapping[str, inspect.Parameter]:
 
 def _conditioning(read: Mapping[str, Tensor], before: str = "") -> Conditioning:
     """What `encode_prompt` gave of a text. before: its names."""
-    mask = read.get(before + NAMES["text_mask"])
-    return Conditioning(
-        text=read[before + NAMES["text"]],
-        text_mask=None if mask is None else mask.bool(),
-        pooled=read.get(before + NAMES["pooled"]),
-    )
+    found = {ours: read[before + name] for name, ours in NAMES.items() if before + name in read}
+    mask = found.pop("text_mask", None)
+    return Conditioning(**found, text_mask=None if mask is None else mask.bool())
 
 
-def _told(draft: Draft, names: tuple[str, ...]) -> dict[str, Tensor]:
+def _told(draft: Draft, whole: Whole) -> dict[str, Any]:
     """The way back of `_conditioning`: arguments of a call."""
     texts = {"": draft.text, "negative_": draft.negative}
+    if whole.listed:
+        return {f"{before}prompt_embeds": _rows(text) for before, text in texts.items() if text is not None}
     found = {
         before + name: getattr(text, ours)
         for before, text in texts.items()
         if text is not None
-        for ours, name in NAMES.items()
+        for name, ours in NAMES.items()
     }
-    return {name: found[name] for name in names}
+    return {name: found[name] for name in whole.told}
+
+
+def _rows(text: Conditioning) -> list[Tensor]:
+    """The states of each text, without padding; where no numbers tell which is padding, all."""
+    states, mask = given(text.text, "text"), given(text.text_mask, "text_mask")
+    if states.is_meta:
+        return list(states)
+    return [row[real] for row, real in zip(states, mask, strict=True)]
+
+
+def _forget_tables(transformer: Any) -> None:
+    """Angles that one keeps of a run: where that was on the meta device, the next one needs numbers."""
+    if hasattr(transformer, "rope_embedder"):
+        transformer.rope_embedder.freqs_cis = None
 
 
 @contextmanager

@@ -45,7 +45,8 @@ def _x4(parts: Mapping[str, Any], index: Mapping[str, Any], side: int) -> list[A
             f"unet has num_class_embeds {unet.config.num_class_embeds}, but the noise that it is told has "
             f"{len(noising.betas)} steps"
         )
-    size = side * enlargement(vae.config)
+    factor = enlargement(vae.config)
+    size = side * factor
     return [
         TextStage(encoder, name=f"text-{size}", length=encoder.max_tokens, seen=True),
         LatentSuperResStage(
@@ -56,6 +57,7 @@ def _x4(parts: Mapping[str, Any], index: Mapping[str, Any], side: int) -> list[A
             colours=colours(vae),
             corruption=Corruption(noising, _most_noise(index)),
             larger=size,
+            factor=factor,
         ),
         UpscalerVaeStage(vae, size=size),
     ]
@@ -63,10 +65,11 @@ def _x4(parts: Mapping[str, Any], index: Mapping[str, Any], side: int) -> list[A
 
 def _x4_forms(index: Mapping[str, Any], configs: Mapping[str, Any], side: int) -> tuple[StageForm, ...]:
     _most_noise(index)
-    size = side * enlargement(configs["vae"])
+    factor = enlargement(configs["vae"])
+    size = side * factor
     return (
         StageForm(f"text-{size}", TEXT_TAKES, StageSettings()),
-        StageForm(super_res_name(size), NOISED_LATENT_TAKES, X4),
+        StageForm(super_res_name(size), NOISED_LATENT_TAKES, X4, factor=factor),
         StageForm(f"vae-{size}", VAE_TAKES, StageSettings(), size),
     )
 
@@ -78,15 +81,20 @@ def _most_noise(index: Mapping[str, Any]) -> int:
     return most
 
 
-def _alone(index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
-    """What it is above pictures as those of its training."""
+def _alone(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:
+    """What it is above pictures as those of its training, which have the side of its latents."""
+    return _x4(parts, index, parts["unet"].config.sample_size)
+
+
+def _alone_forms(index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
     return _x4_forms(index, configs, side_of("unet", configs))
 
 
 FAMILY = Family(
     components=COMPONENTS,
     join=None,
-    forms=_alone,
+    forms=_alone_forms,
+    enlarges=_alone,
     data=DATA,
     upscaler=Upscaler(components=COMPONENTS, join=_x4, forms=_x4_forms, data=DATA),
 )

@@ -50,6 +50,18 @@ def test_an_edit_is_written_with_what_it_was_made_from(mmgen_command: Command, t
     assert "mask sha256: " in shown
 
 
+def test_an_edit_in_less_memory_is_the_same(mmgen_command: Command, tiny: str) -> None:
+    args = ("edit", "house.png", "a cat", "--mask", "mask.png", "--model", tiny, "--size", "16", "--seed", "3",
+            "--steps", "2", "--set", "prior.steps=2", "--overwrite", "-o")  # fmt: skip
+    assert mmgen_command(*args, "whole.png").code == 0
+    done = mmgen_command(*args, "less.png", "--memory", "19MB")  # too little for all weights together
+    assert done.code == 0, done.err
+    assert Path("less.png").read_bytes() == Path("whole.png").read_bytes()
+    refused = mmgen_command(*args, "none.png", "--memory", "1MB")
+    assert refused.code == 3
+    assert "at 16 px needs" in refused.err
+
+
 def test_a_wide_picture_is_cut_and_that_is_said(mmgen_command: Command, tiny: str) -> None:
     done = mmgen_command(
         "edit", "wide.png", "a cat", "--strength", "0.4", "--model", tiny, "--size", "16", "--seed", "3", "--steps", "5"

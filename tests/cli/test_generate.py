@@ -25,6 +25,8 @@ from mmgen.cli.options import STAGE_NAMES, parse_settings, parse_threshold
 from mmgen.errors import UsageError
 from mmgen.images import read_metadata, slug
 from mmgen.types import StageSettings
+from tests.checkpoints import write_tiny
+from tests.cli.conftest import Command
 
 TRAVERSAL = "../../etc/passwd a fox"
 REFUSED = {
@@ -420,6 +422,66 @@ def test_every_setting_of_a_stage_can_be_written() -> None:
 def test_options_are_what_the_command_takes() -> None:
     names = {parameter.name for parameter in generate_module.generate.params if parameter.expose_value}
     assert names == set(generate_module.Options.__dataclass_fields__)
+
+
+# ---- kept to some memory -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    folder = write_tiny(tmp_path_factory.mktemp("models") / "tiny")
+    fast = ("--set", "prior.steps=2", "--set", "decoder.steps=2")
+    return ("--model", str(folder), "--device", "cpu", "--dtype", "float32", *fast)
+
+
+def picture(mmgen_command: Command, *args: str) -> bytes:
+    done = mmgen_command("generate", "a cat", "--seed", "3", *args, "-o", "now.png", "--overwrite")
+    assert done.code == 0, done.err
+    return Path("now.png").read_bytes()
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.6f}MB"
+
+
+def test_in_less_memory_the_picture_is_the_same(
+    mmgen_command: Command, model: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = (*model, "--size", "16")
+    (whole,) = mmgen_command("plan", *small, "--json").objects()
+    (batch,) = mmgen_command("plan", *small, "--json", "--prompts", "1").objects()
+    drawn = picture(mmgen_command, *small)
+    assert picture(mmgen_command, *small, "--memory", megabytes(whole["least"])) == drawn
+    monkeypatch.setitem(mmgen.__dict__, "load", lambda *_args, **_names: pytest.fail("all weights were read"))
+    assert picture(mmgen_command, *small, "--memory", megabytes(batch["least"] + 1000)) == drawn
+
+
+def test_what_cannot_fit_is_refused_as_it_is_planned(
+    mmgen_command: Command, model: tuple[str, ...], tmp_path: Path
+) -> None:
+    small = (*model, "--size", "16", "--memory", "1MB")
+    planned = mmgen_command("plan", *small)
+    done = mmgen_command("generate", "a cat", "--seed", "3", *small)
+    assert (planned.code, done.code) == (3, 3)
+    assert done.err.splitlines()[-1] == planned.err.splitlines()[-1]
+    assert "at 16 px needs" in done.err
+    assert _files(tmp_path) == {}
+
+
+def test_in_less_memory_large_pictures_are_those_of_a_batch(
+    mmgen_command: Command, model: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmgen.render.planning.KEPT", 0)
+    (whole,) = mmgen_command("plan", *model, "--json").objects()
+    less = ("--memory", megabytes(whole["least"] - 200_000))
+    done = mmgen_command("generate", "a cat", "--seed", "3", *model, *less)
+    assert "memory is short in stage super-res-256: in squares of 128 px" in done.err
+    (tmp_path / "prompts.txt").write_text("a cat\n", "utf-8")
+    assert mmgen_command("batch", "prompts.txt", "--seed", "3", *model, *less, "-o", "batch").code == 0
+    (other,) = (tmp_path / "batch").glob("*.png")
+    found = Path(done.out.strip()).read_bytes()
+    assert found == other.read_bytes()
+    assert found != picture(mmgen_command, *model)
 
 
 def _format(path: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,23 +14,17 @@ import torch
 
 import mmgen
 from mmgen.cli.plan import PROMPT
-from mmgen.memory import Residency, Room, stays
+from mmgen.memory import Residency, Room, stays, weight_bytes
 from mmgen.noise import Noise
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.sources import locate
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.render.engine import Event, budget_of
-from mmgen.render.estimate import WORKING_SHARE
+from mmgen.render.estimate import WORKING_SHARE, Kind, Work
 from mmgen.render.jobs import Job
-from mmgen.render.planning import (
-    KEPT,
-    TENSORS_SHARE,
-    arithmetic_rate,
-    plan_batch,
-    plan_one,
-    room_for,
-)
+from mmgen.render.planning import KEPT, TENSORS_SHARE, plan_batch, plan_one, room_for
+from mmgen.render.speed import Speed, speed_of
 from mmgen.render.windows import Budget
 from mmgen.types import StageSettings
 from tests.checkpoints import write_deepfloyd, write_stable_diffusion, write_tiny
@@ -103,7 +98,7 @@ def test_a_batch_draws_as_many_at_once_as_planned(model: TextToImage, tmp_path: 
 
 def test_who_asks_for_less_is_planned_the_squares_that_are_drawn(model: TextToImage, tmp_path: Path) -> None:
     whole = plan_batch(model, request(model), Budget(), 1)
-    budget = budget_of(Room(whole.least - 200_000, asked=True), CPU)
+    budget = budget_of(Room(room_for(whole.stages[-1], 1, CPU) - 200_000, asked=True), CPU)
     found = plan_batch(model, request(model), budget, 1)
     assert [stage.square for stage in found.stages] == [None, None, None, None, 128]
     assert found.stages[-1].each < whole.stages[-1].each  # type: ignore[operator]
@@ -112,16 +107,24 @@ def test_who_asks_for_less_is_planned_the_squares_that_are_drawn(model: TextToIm
     assert "in squares of 128 px" in tight.note
 
 
-def test_the_least_room_is_the_least_in_which_nothing_is_tight(model: TextToImage, tmp_path: Path) -> None:
-    least = plan_batch(model, request(model), Budget(), 1).least
+def test_a_room_is_tight_below_what_it_is_for(model: TextToImage, tmp_path: Path) -> None:
+    whole = plan_batch(model, request(model), Budget(), 1)
+    needed = max(room_for(stage, 1, CPU) for stage in whole.stages)
 
     def tight(room: int) -> bool:
-        budget = budget_of(Room(room), CPU)
-        assert plan_batch(model, request(model), budget, 1).fits is (room >= least)
-        return any(event.what == "tight" for event in drawn(model, budget, tmp_path, 1))
+        return any(event.what == "tight" for event in drawn(model, budget_of(Room(room), CPU), tmp_path, 1))
 
-    assert not tight(least + 10)
-    assert tight(least - 1000)
+    assert not tight(needed + 10)
+    assert tight(needed - 1000)
+
+
+def test_what_fits_fits_also_while_weights_are_read(model: TextToImage) -> None:
+    whole = plan_batch(model, request(model), Budget(), 1)
+    assert whole.least == max(whole.peak, *(room_for(stage, 1, CPU) for stage in whole.stages))
+    assert replace(whole, room=whole.least).fits
+    assert not replace(whole, room=whole.least - 1).fits
+    large = replace(whole.stages[0], reading=10**9)
+    assert replace(whole, stages=(large, *whole.stages[1:])).peak == KEPT + large.weights + 10**9
 
 
 @pytest.mark.parametrize("free", [0, 10**12])
@@ -141,6 +144,12 @@ def test_files_are_in_memory_in_their_own_dtype(tiny: str) -> None:
     files = {name: source.describe(part)["bytes"] for name, source, part in locate(tiny).components()}
     assert stages["decoder"].reading == files["decoder"] > 1.9 * stages["decoder"].weights
     assert stages["super-res-256"].reading == files["super_res"]
+    held = [
+        weight_bytes(network) for network in half.cascade.stages[1].networks
+    ]  # the prior, then the dual encoder
+    assert stages["prior"].reading == max(held[0] + files["prior"], sum(held) + files["dual_encoder"]) - sum(
+        held
+    )
 
 
 def test_weights_are_together_or_stage_by_stage(model: TextToImage) -> None:
@@ -148,7 +157,8 @@ def test_weights_are_together_or_stage_by_stage(model: TextToImage) -> None:
     weights = {stage.name: stage.weights for stage in one.stages}
     assert weights["super-res-64"] == weights["super-res-256"]  # one network, which counts once
     assert one.weights == sum(weights.values()) - weights["super-res-256"]
-    assert one.least == one.weights + max(int((stage.each or 0) / WORKING_SHARE) for stage in one.stages)
+    working = max(int((stage.each or 0) / WORKING_SHARE) for stage in one.stages)
+    assert one.least == max(one.peak, one.weights + working)
 
     def most(pictures: int, weights: Sequence[int]) -> int:
         beside = [max(int(pictures * (s.each or 0) / TENSORS_SHARE), s.reading) for s in one.stages]
@@ -156,7 +166,9 @@ def test_weights_are_together_or_stage_by_stage(model: TextToImage) -> None:
 
     assert one.peak == most(1, 5 * [one.weights])
     assert many.peak == most(3, [stage.weights for stage in many.stages])
-    assert many.seconds == pytest.approx(3 * one.seconds)  # type: ignore[operator]
+    assert one.seconds is not None
+    assert many.seconds is not None
+    assert one.seconds < many.seconds < 3 * one.seconds  # together, whose operations begin once
     assert one.fits
     assert not replace(one, room=one.least - 1).fits
 
@@ -169,8 +181,21 @@ def test_a_stage_that_cannot_be_told_leaves_the_rest_open(model: TextToImage) ->
     assert found.seconds is None
 
 
-def test_the_speed_of_this_machine_is_a_number() -> None:
-    assert 1e6 < arithmetic_rate(CPU, torch.float32) < 1e16
+def test_the_speeds_of_this_machine_are_numbers() -> None:
+    speed = speed_of(CPU, torch.float32)
+    kinds: list[Kind] = ["convolution", "product", "attention"]
+    assert all(1e6 < speed.rates[kind] < 1e16 for kind in kinds)
+    assert 1e6 < speed.memory < 1e14
+    assert 0 < speed.begin < 1
+
+
+def test_an_operation_takes_as_long_as_its_arithmetic_and_its_memory() -> None:
+    speed = Speed(
+        {"convolution": 10.0, "product": 20.0, "attention": 5.0, "other": math.inf}, memory=4, begin=0.5
+    )
+    work = {Work("convolution", 100, 8): 2, Work("product", 20, 8, shared=4): 1, Work("other", 0, 4): 3}
+    assert speed.seconds(work) == 2 * (10 + 2 + 0.5) + (1 + 2 + 0.5) + 3 * (1 + 0.5)
+    assert speed.seconds(work, pictures=4) == 2 * (40 + 8 + 0.5) + (4 + 5 + 0.5) + 3 * (4 + 0.5)
 
 
 @pytest.mark.parametrize("write", [write_stable_diffusion, write_deepfloyd])
@@ -219,21 +244,30 @@ def test_its_turn_only(mmgen_command: Command, tiny: str) -> None:
     assert "of 8,000.0 MB" in done.out
 
 
-def test_who_asks_for_memory_is_planned_a_batch_which_alone_can_be_told_it(
-    mmgen_command: Command, tiny: str
-) -> None:
+def test_who_asks_for_memory_is_planned_what_fits_by_both_commands(mmgen_command: Command, tiny: str) -> None:
     args = ("plan", "--model", tiny, "--device", "cpu", "--dtype", "float32", "--size", "16", "--json")
     (whole,) = mmgen_command(*args).objects()
-    assert (whole["command"], whole["resident"]) == ("generate", True)
     (batch,) = mmgen_command(*args, "--prompts", "1").objects()
-    between = f"{(batch['least'] + whole['least']) / 2e6:.4f}MB"
-    done = mmgen_command(*args, "--memory", between)
-    assert done.code == 0, done.err
-    (found,) = done.objects()
-    assert (found["command"], found["pictures"], found["resident"]) == ("batch", 1, False)
-    assert (found["least"], found["peak"]) == (batch["least"], batch["peak"])
-    said = mmgen_command(*args[:-1], "--memory", between).out
-    assert "mmgen batch, at most at once: " in said
+    assert (whole["command"], whole["resident"]) == ("generate", True)
+    assert batch["least"] < whole["least"]
+    (same,) = mmgen_command(*args, "--memory", written(whole["least"])).objects()
+    assert (same["resident"], same["peak"]) == (True, whole["peak"])
+    between = written((batch["least"] + whole["least"]) // 2)
+    (less,) = mmgen_command(*args, "--memory", between).objects()
+    assert (less["command"], less["pictures"], less["resident"]) == ("generate", 1, False)
+    assert any(way.endswith("of cpu, in which all weights stay there") for way in less["faster"])
+    (asked,) = mmgen_command(*args, "--memory", between, "--prompts", "1").objects()
+    assert asked["command"] == "batch"
+    assert [less[name] for name in ("least", "peak", "stages")] == [
+        batch["least"],
+        batch["peak"],
+        asked["stages"],
+    ]
+
+
+def written(bytes: int) -> str:
+    """As --memory takes it, at least so many."""
+    return f"{(bytes + 99) / 1e6:.4f}MB"
 
 
 def test_what_does_not_fit_is_said_with_what_would(
@@ -241,15 +275,11 @@ def test_what_does_not_fit_is_said_with_what_would(
 ) -> None:
     args = ("plan", "--model", tiny, "--device", "cpu", "--dtype", "float32", "--json", "--size", "16")
     (whole,) = mmgen_command(*args).objects()
-    (batch,) = mmgen_command(*args, "--prompts", "1").objects()
-    assert batch["least"] < whole["least"]
-    between = (batch["least"] + whole["least"]) // 2
-    monkeypatch.setattr("mmgen.memory.free_bytes", lambda _device: between)
+    monkeypatch.setattr("mmgen.memory.free_bytes", lambda _device: whole["least"] - 1)
     done = mmgen_command(*args)
     assert done.code == 3
     assert not json.loads(done.out)["fits"]
     assert f"needs {whole['least'] / 1e6:,.1f} MB at least" in done.err
-    assert f"draw with mmgen batch, which needs {batch['least'] / 1e6:,.1f} MB" in done.err
     less = mmgen_command(*args, "--memory", "1kB")
     assert less.code == 3
     assert "free memory, or choose a smaller model" in less.err
@@ -277,12 +307,13 @@ def test_smaller_pictures_are_offered(
     assert "or choose --dtype bfloat16, which needs about half" in done.err
 
 
-def test_squares_are_offered_to_who_does_not_ask(
+def test_less_memory_is_offered_to_who_does_not_ask(
     mmgen_command: Command, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    args = ("plan", "--model", tiny, "--device", "cpu", "--dtype", "float32", "--prompts", "1")
-    (batch,) = mmgen_command(*args, "--json").objects()
-    monkeypatch.setattr("mmgen.memory.free_bytes", lambda _device: batch["least"] - 200_000)
+    monkeypatch.setattr("mmgen.render.planning.KEPT", 0)
+    args = ("plan", "--model", tiny, "--device", "cpu", "--dtype", "float32")
+    (found,) = mmgen_command(*args, "--json").objects()
+    monkeypatch.setattr("mmgen.memory.free_bytes", lambda _device: found["least"] - 200_000)
     done = mmgen_command(*args)
     assert done.code == 3
     assert "give --memory" in done.err

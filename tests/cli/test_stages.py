@@ -268,11 +268,15 @@ def test_what_a_picture_holds_comes_back_bit_by_bit_and_as_it_lay(
     assert stopped.read(tmp_path / "a.png") is None
 
 
-def test_too_little_memory_is_said_and_drawn_with(mmgen_command: Command, tiny: str, tmp_path: Path) -> None:
+def test_too_little_memory_is_refused_before_anything_is_drawn(
+    mmgen_command: Command, tiny: str, tmp_path: Path
+) -> None:
     (tmp_path / "prompts.txt").write_text("a cat\n", "utf-8")
-    args = ("batch", "prompts.txt", "--model", tiny, "--steps", "2", "--size", "16")
-    assert mmgen_command(*args, "-o", "out").code == 0
-    done = mmgen_command(*args, "--memory", "1kB", "-o", "less")
-    assert done.code == 0
-    assert "memory is short in stage decoder: a picture is estimated at" in done.err
-    assert pictures(Path("less")) == pictures(Path("out"))
+    args = ("batch", "prompts.txt", "--model", tiny, "--steps", "2", "--size", "16", "-o", "out")
+    for workers in ("1", "2"):
+        done = mmgen_command(*args, "--memory", "1kB", "--workers", workers)
+        assert done.code == 3
+        assert "at 16 px needs" in done.err
+        assert not list(Path("out").glob("*"))
+    assert mmgen_command(*args, "--memory", "1GB").code == 0
+    assert len(pictures(Path("out"))) == 1

@@ -183,7 +183,8 @@ QUERY = "encoder.layer.0.attention.self.query.weight"
     ("name", "value", "says"),
     [
         (QUERY, None, f"lack '{QUERY}'"),
-        (QUERY, torch.zeros(32, 16), f"another shape than config.json says: '{QUERY}'"),
+        (QUERY, torch.zeros(32, 16), rf"have another shape for '{QUERY}' \(\[32, 16\], not \[32, 32\]\)"),
+        (QUERY, torch.ones(32, 32, dtype=torch.int64), f"hold no fractions in '{QUERY}'"),
         ("encoder.layer.7.output.dense.bias", torch.zeros(32), r"hold also 'encoder\.layer\.7"),
     ],
 )

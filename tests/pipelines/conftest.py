@@ -1,4 +1,4 @@
-"""One tiny checkpoint for all tests, and the model loaded from it."""
+"""One tiny checkpoint for all tests, and the model loaded from it or from what a module has instead."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import mmgen
 from mmgen.pipelines.text_to_image import TextToImage
 from tests.checkpoints import write_tiny
+from tests.render.whole import load
 
 
 @pytest.fixture(scope="session")
@@ -24,12 +24,18 @@ def tiny_copy(tiny_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
 
 
-@pytest.fixture(scope="session")
-def pipe(tiny_folder: Path) -> TextToImage:
-    return mmgen.load(tiny_folder, device="cpu", dtype="float32")
+@pytest.fixture(scope="module")
+def folder(tiny_folder: Path) -> Path:
+    """The one that a module's tests are about; many have their own. To be read, never to be changed."""
+    return tiny_folder
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> TextToImage:
+    return load(folder)
 
 
 @pytest.fixture
 def copy(folder: Path, tmp_path: Path) -> Path:
-    """Of the folder that a module of tests has for itself: to be changed at will."""
+    """To be changed at will."""
     return Path(shutil.copytree(folder, tmp_path / "copy"))

@@ -22,6 +22,7 @@ from huggingface_hub import constants
 import mmgen
 from mmgen.pipelines import hub
 from mmgen.pipelines.catalogue import facts, verify
+from mmgen.pipelines.sources import is_here
 from tests.checkpoints import write_stable_diffusion
 
 NAME = "some-one/a.model"
@@ -210,7 +211,8 @@ def pulled(person: Person, server: Hub) -> Person:
 
 
 def _size(folder: Path, names: set[str]) -> str:
-    return f"{len(names)} files, {sum((folder / name).stat().st_size for name in names) / 1e6:,.1f} MB"
+    files = "1 file" if len(names) == 1 else f"{len(names)} files"
+    return f"{files}, {sum((folder / name).stat().st_size for name in names) / 1e6:,.1f} MB"
 
 
 def test_what_is_read_is_fetched_and_nothing_else(person: Person, server: Hub) -> None:
@@ -508,6 +510,123 @@ def test_a_model_with_a_manifest_is_fetched_as_it_lists(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(person.cache))
     pipe = mmgen.load(NAME, device="cpu", dtype="float32")
     assert (pipe.name, pipe.digest) == (RECORDED, facts(tiny_folder).digest)
+
+
+# ---- what is joined to a model -------------------------------------------------------------------
+
+
+@pytest.fixture
+def loras(server: Hub, tmp_path: Path) -> Path:
+    """What the Hub has instead of the model: one LoRA, which lies deeper, and files that are not read."""
+    server.folder = tmp_path / "loras"
+    (server.folder / "deep").mkdir(parents=True)
+    (server.folder / "deep" / "fur.safetensors").write_bytes(b"low-rank changes")
+    (server.folder / "README.md").write_text("# fur", "utf-8")
+    (server.folder / "fur.bin").write_bytes(b"a pickle")
+    return server.folder
+
+
+def test_a_lora_is_fetched_once_and_its_commit_is_recorded(
+    person: Person, server: Hub, published: Path, loras: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = ("batch", "-", "--dry-run", "--json", "--model", str(published), "--lora")
+    offline = person.types(*draw, NAME, "--offline", stdin="a cat\n")
+    assert offline.code == 3
+    assert offline.err.startswith(
+        f"error: {NAME}/FILE.safetensors is not in the cache {person.cache}, and --off"
+    )
+    assert server.asked == []
+    first = person.types(*draw, f"{NAME}:0.5", stdin="a cat\n")
+    assert first.code == 0
+    name = f"{RECORDED}/deep/fur.safetensors"
+    assert first.err.startswith(f"fetching {RECORDED}: {_size(loras, {'deep/fur.safetensors'})}\n")
+    assert server.fetched() == {"deep/fur.safetensors"}
+    request = json.loads(first.out)["request"]
+    assert request["model"] == f"sd?lora={name}:0.5"
+    server.asked.clear()
+    for lora in (NAME, name):
+        again = person.types(*draw, f"{lora}:0.5", "--offline", stdin="a cat\n")
+        assert (again.code, json.loads(again.out)["request"]) == (0, request)
+    assert server.asked == []
+    assert person.types("models", "list").out.count(NAME) == 0
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(person.cache))
+    assert is_here(f"storybook?lora={name}:0.5")
+    assert not is_here(f"storybook?lora={name}x.safetensors:0.5")
+    assert not is_here("storybook?lora=fur.safetensors:0.5")
+    (person.snapshot / "deep" / "fur.safetensors").write_bytes(b"high-rank changes")
+    assert "deep/fur.safetensors is damaged" in verify(f"{published}?lora={name}")[0]
+
+
+def test_which_of_several_loras_is_said_by_its_file(
+    person: Person, server: Hub, published: Path, loras: Path
+) -> None:
+    draw = ("batch", "-", "--dry-run", "--model", str(published), "--lora")
+    (loras / "coat.safetensors").write_bytes(b"others")
+    outcome = person.types(*draw, NAME, stdin="a cat\n")
+    assert (outcome.code, outcome.err) == (
+        2, f"error: {NAME} has several files: write {NAME}/FILE with one of coat.safetensors, deep/fur.safetensors\n",
+    )  # fmt: skip
+    outcome = person.types(*draw, f"{NAME}/hat.safetensors", stdin="a cat\n")
+    assert outcome.code == 3
+    assert "has no file 'hat.safetensors' on the Hub" in outcome.err
+    assert server.fetched() == set()
+    outcome = person.types("models", "pull", f"{NAME}@v1/coat.safetensors")
+    assert (outcome.code, outcome.out) == (0, f"{RECORDED}/coat.safetensors\n")
+    assert server.fetched() == {"coat.safetensors"}
+    assert person.types(*draw, f"{NAME}@v1/coat.safetensors", "--offline", stdin="a cat\n").code == 0
+    # it is the only one in the cache, and not on the Hub
+    assert person.types(*draw, f"{NAME}@v1", "--offline", stdin="a cat\n").code == 3
+
+
+def test_a_vae_alone_is_fetched_without_what_lies_beside_it(
+    person: Person, server: Hub, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.folder = Path(shutil.copytree(published / "vae", tmp_path / "vae"))
+    for name in (
+        "sd_vae.safetensors",
+        "diffusion_pytorch_model.fp16.safetensors",
+        "diffusion_pytorch_model.bin",
+    ):
+        (server.folder / name).write_bytes(b"other weights")
+    there = {"config.json", WEIGHTS}
+    draw = ("batch", "-", "--dry-run", "--json", "--model", str(published), "--vae", NAME)
+    assert person.types(*draw, "--offline", stdin="a cat\n").code == 3
+    first = person.types(*draw, stdin="a cat\n")
+    assert (first.code, server.fetched()) == (0, there)
+    assert first.err.startswith(f"fetching {RECORDED}: {_size(server.folder, there)}\n")
+    assert json.loads(first.out)["request"]["model"] == f"sd?vae={RECORDED}"
+    server.asked.clear()
+    assert json.loads(person.types(*draw, stdin="a cat\n").out) == json.loads(first.out)
+    assert server.asked == []
+    assert person.types("models", "pull", NAME).out == f"{RECORDED}\n"
+    assert person.types("models", "list").out.count(NAME) == 0
+    as_model = person.types("models", "info", NAME)
+    assert as_model.code == 3
+    assert f"{NAME} is not, or not as a whole, in the cache" in as_model.err
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(person.cache))
+    pipe = mmgen.load(f"{published}?vae={NAME}", device="cpu", dtype="float32")
+    assert pipe.name == f"sd?vae={RECORDED}"
+    assert is_here(f"storybook?vae={RECORDED}")
+    assert verify(f"{published}?vae={NAME}") == []
+
+
+def test_a_component_of_another_kind_is_not_fetched(
+    person: Person, server: Hub, published: Path, tmp_path: Path
+) -> None:
+    server.folder = Path(shutil.copytree(published / "unet", tmp_path / "unet"))
+    outcome = person.types("models", "pull", NAME)
+    assert outcome.code == 3
+    assert "a.model/config.json is of class 'UNet2DConditionModel', not diffusers." in outcome.err
+    assert server.fetched() == {"config.json"}
+
+
+def test_names_of_files() -> None:
+    assert hub.parse_file("a/b") == (hub.HubModel("a/b"), None)
+    assert hub.parse_file("a/b@v1") == (hub.HubModel("a/b", "v1"), None)
+    assert hub.parse_file("a/b@v1/c/d.safetensors") == (hub.HubModel("a/b", "v1"), "c/d.safetensors")
+    for text in ("a", "a.safetensors", "a/b.safetensors", "./a/b.safetensors", "/a/b/c.safetensors", "a/b/c",
+                 "a/b/../c.safetensors", "a/b/c.bin"):  # fmt: skip
+        assert hub.parse_file(text) is None, text
 
 
 def test_names() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +50,25 @@ from mmgen.noise import Noise
 from mmgen.pipelines import vae_stage
 from mmgen.pipelines.adapters import movq_colours, threshold_of
 from mmgen.pipelines.catalogue import describe, facts, sizes, verify
-from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.families.family import limit_of
 from mmgen.pipelines.families.kandinsky_stages import MovqStage
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
-from mmgen.render.jobs import Job
 from mmgen.render.windows import Budget
 from mmgen.schedulers.schedules import cosine_betas
 from mmgen.types import SAMPLERS, StageSettings
 from tests.checkpoints import LETTERS, WORDS, awake, write_clip
-from tests.render.whole import in_parts, is_read_per_turn, one_by_one, render, three_jobs, together
+from tests.render.whole import (
+    check_sampler,
+    drawn,
+    image_of,
+    in_parts,
+    is_read_per_turn,
+    one_by_one,
+    three_jobs,
+    together,
+)
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -69,7 +76,6 @@ PROMPT = "a red cat on the beach"
 WIDTH, SIDE = 32, 16  # of an embedding; of the pictures, from latents of half the side
 STEPS = 4
 FAST = {"prior": StageSettings(steps=2), "decoder": StageSettings(steps=2)}
-CPU = torch.device("cpu")
 TOLERANCE = 1e-4  # of pictures in [-1, 1]
 MILD = 1.5  # guidance, where nothing limits x0: more of it drives a random network, and its rounding, out of all bounds
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
@@ -204,7 +210,13 @@ def pipelines(folders: tuple[Path, Path]) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def folders_2_1(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same of 2.1."""
     return write_kandinsky_2_1(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def pipe_2_1(folders_2_1: tuple[Path, Path]) -> TextToImage:
+    return load(folders_2_1)
 
 
 def quiet(decoder: Any, prior: Any) -> tuple[Any, Any]:
@@ -235,13 +247,11 @@ def ours(
     **settings: Any,
 ) -> Tensor:
     """Pictures in [-1, 1], all in one batch. prior: its guidance; settings: of the decoder."""
-    stages = pipe.cascade.resolve({
+    stages = {
         "prior": StageSettings(steps=STEPS, guidance_scale=prior),
         "decoder": StageSettings(**{"steps": STEPS, **settings}),
-    })  # fmt: skip
-    draft = finish(pipe.cascade.run(Draft(tuple(prompts), negative), stages, seeds, Clock(CPU)))  # type: ignore[arg-type]
-    assert draft.image is not None
-    return draft.image
+    }
+    return image_of(drawn(pipe, prompts, seeds, negative, stages))
 
 
 def theirs(
@@ -348,14 +358,8 @@ def test_without_a_negative_prompt_guidance_leads_away_from_a_picture_of_zeros(
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "DDPMScheduler", "UniPCMultistepScheduler"])
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_every_sampler_runs(pipe: TextToImage, sampler: str, steps: int) -> None:
-    settings = StageSettings(sampler=sampler, steps=steps)  # type: ignore[arg-type]
-    stages = {"prior": settings, "decoder": settings}
-    once, again = (pipe(PROMPT, seeds=[3], negative_prompt="snow", stages=stages).images[0] for _ in range(2))
-    assert once.size == (SIDE, SIDE)
-    assert np.asarray(once).std() > 1
-    assert once.tobytes() == again.tobytes()
+def test_every_sampler_runs(pipe: TextToImage, sampler: str) -> None:
+    check_sampler(pipe, sampler, FAST)
 
 
 def test_a_batch_gives_the_pictures_of_single_runs(pipe: TextToImage) -> None:
@@ -406,20 +410,11 @@ def test_half_precision_draws(folders: tuple[Path, Path]) -> None:
 # ---- stage by stage ------------------------------------------------------------------------------
 
 
-def jobs_of(pipe: TextToImage) -> list[Job]:
-    asked = [(PROMPT, ""), ("two dogs", "snow"), ("a boat", "")]
-    return [
-        Job(i, i, pipe.request(prompt, seeds=[i], negative_prompt=negative, stages=FAST), f"{i}.png")
-        for i, (prompt, negative) in enumerate(asked, 1)
-    ]
-
-
-@pytest.mark.parametrize("budget", [Budget(), Budget(memory=0)])
 def test_stage_by_stage_gives_the_same_bytes(
-    pipe: TextToImage, folders: tuple[Path, Path], tmp_path: Path, budget: Budget
+    pipe: TextToImage, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     model, jobs = open_model(both(folders), "cpu", "float32"), three_jobs(pipe, FAST)
-    assert together(jobs, model, tmp_path, budget=budget) == one_by_one(jobs, pipe)
+    assert together(jobs, model, tmp_path, budget=Budget(memory=0)) == one_by_one(jobs, pipe)
     assert is_read_per_turn(model)
 
 
@@ -577,13 +572,13 @@ def test_a_component_that_is_something_else(
     ("changes", "says"),
     [
         ({"out_channels": 4}, "unet has out_channels 4, but one that predicts learned-range has 8"),
-        ({"encoder_hid_dim": 40}, "unet has encoder_hid_dim 40, but the prior gives 32"),
-        ({"addition_embed_type": "image_hint"}, "unet has addition_embed_type 'image_hint': .* has 'image'"),
+        ({"encoder_hid_dim": 40}, "unet has encoder_hid_dim 40, but beside the other parts it must be 32"),
         (
-            {"addition_embed_type": None},
-            "unet has addition_embed_type None: a decoder of this family has 'image'",
+            {"addition_embed_type": "image_hint"},
+            "unet has addition_embed_type 'image_hint', .* must be 'image'",
         ),
-        ({"class_embed_type": "timestep"}, "unet has class_embed_type 'timestep': .* has None"),
+        ({"addition_embed_type": None}, "unet has addition_embed_type None, .* must be 'image'"),
+        ({"class_embed_type": "timestep"}, "unet has class_embed_type 'timestep', .* must be None"),
     ],
 )
 def test_a_unet_that_draws_something_else(
@@ -679,51 +674,49 @@ def test_a_limit_that_is_none_is_refused(config: dict[str, Any], says: str) -> N
 # ---- 2.1 -----------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def pipelines_2_1(folders_2_1: tuple[Path, Path]) -> tuple[Any, Any]:
+    """Those of diffusers: decoder and prior."""
+    decoder, prior = folders_2_1
+    return quiet(KandinskyPipeline.from_pretrained(decoder), KandinskyPriorPipeline.from_pretrained(prior))
+
+
 @pytest.mark.parametrize(("negative", "guidance_scale"), [("", MILD), ("snow at night", MILD), ("", 1.0)])
 def test_pictures_of_2_1_are_those_of_diffusers(
-    folders_2_1: tuple[Path, Path], negative: str, guidance_scale: float
+    pipe_2_1: TextToImage, pipelines_2_1: tuple[Any, Any], negative: str, guidance_scale: float
 ) -> None:
-    decoder, prior = folders_2_1
-    pipelines = quiet(
-        KandinskyPipeline.from_pretrained(decoder), KandinskyPriorPipeline.from_pretrained(prior)
-    )
     asked = ([PROMPT, "two dogs"], [3, 5], negative)
-    mine = ours(load(folders_2_1), *asked, guidance_scale=guidance_scale)
-    other = theirs(pipelines, *asked, guidance_scale=guidance_scale)
+    mine = ours(pipe_2_1, *asked, guidance_scale=guidance_scale)
+    other = theirs(pipelines_2_1, *asked, guidance_scale=guidance_scale)
     assert difference(mine, other) < TOLERANCE
 
 
-def test_a_batch_of_2_1_gives_the_pictures_of_single_runs(folders_2_1: tuple[Path, Path]) -> None:
-    pipe = load(folders_2_1)
+def test_a_batch_of_2_1_gives_the_pictures_of_single_runs(pipe_2_1: TextToImage) -> None:
     prompts, seeds = [PROMPT, "two dogs", ""], [3, 5, 7]
-    together = ours(pipe, prompts, seeds, "snow", guidance_scale=MILD)
+    together = ours(pipe_2_1, prompts, seeds, "snow", guidance_scale=MILD)
     for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        alone = ours(pipe, [prompt], [seed], "snow", guidance_scale=MILD)
+        alone = ours(pipe_2_1, [prompt], [seed], "snow", guidance_scale=MILD)
         torch.testing.assert_close(together[i : i + 1], alone, atol=TOLERANCE, rtol=0)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "DDPMScheduler"])
-def test_every_sampler_runs_with_2_1(folders_2_1: tuple[Path, Path], sampler: str) -> None:
-    pipe, settings = load(folders_2_1), StageSettings(sampler=sampler, steps=2)  # type: ignore[arg-type]
-    stages = {"prior": settings, "decoder": settings}
-    once, again = (pipe(PROMPT, seeds=[3], stages=stages).images[0] for _ in range(2))
-    assert np.asarray(once).std() > 1
-    assert once.tobytes() == again.tobytes()
+def test_every_sampler_runs_with_2_1(pipe_2_1: TextToImage, sampler: str) -> None:
+    check_sampler(pipe_2_1, sampler, FAST, most=2)
 
 
-def test_2_1_stage_by_stage_gives_the_same_bytes(folders_2_1: tuple[Path, Path], tmp_path: Path) -> None:
-    pipe, model = load(folders_2_1), open_model(both(folders_2_1), "cpu", "float32")
-    jobs, done = jobs_of(pipe), dict[int, Any]()
-    render(jobs, model, lambda one: done.update({one.job.index: one.image}), folder=tmp_path)
-    assert {i: image.tobytes() for i, image in done.items()} == {
-        job.index: pipe.run(job.request).images[0].tobytes() for job in jobs
-    }
+@pytest.mark.parametrize("draw", [together, in_parts])
+def test_2_1_stage_by_stage_and_in_parts_gives_the_same_bytes(
+    pipe_2_1: TextToImage, folders_2_1: tuple[Path, Path], tmp_path: Path, draw: Callable[..., Any]
+) -> None:
+    model, jobs = open_model(both(folders_2_1), "cpu", "float32"), three_jobs(pipe_2_1, FAST)
+    assert draw(jobs, model, tmp_path) == one_by_one(jobs, pipe_2_1)
+    assert is_read_per_turn(model)
 
 
-def test_what_is_known_of_2_1_without_weights(folders_2_1: tuple[Path, Path]) -> None:
+def test_what_is_known_of_2_1_without_weights(pipe_2_1: TextToImage, folders_2_1: tuple[Path, Path]) -> None:
     assert verify(both(folders_2_1)) == []
-    told, pipe = describe(both(folders_2_1)), load(folders_2_1)
+    told, pipe = describe(both(folders_2_1)), pipe_2_1
     assert (told["family"], told["digest"]) == ("kandinsky-2.1", pipe.digest)
     assert told["components"]["text_encoder"]["class"] == "MultilingualCLIP"
     assert told["components"]["prior_text_encoder"]["class"] == "CLIPTextModelWithProjection"
@@ -762,9 +755,15 @@ def test_a_component_of_2_1_that_is_something_else(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"encoder_hid_dim": 40}, "unet has encoder_hid_dim 40, but the text encoder gives 24"),
-        ({"cross_attention_dim": 16}, "unet has cross_attention_dim 16, but the prior gives 32"),
-        ({"encoder_hid_dim_type": "text_proj"}, "unet has encoder_hid_dim_type 'text_proj': a decoder of"),
+        ({"encoder_hid_dim": 40}, "unet has encoder_hid_dim 40, but beside the other parts it must be 24"),
+        (
+            {"cross_attention_dim": 16},
+            "unet has cross_attention_dim 16, but beside the other parts it must be 32",
+        ),
+        (
+            {"encoder_hid_dim_type": "text_proj"},
+            "has encoder_hid_dim_type 'text_proj', .* must be 'text_image_proj'",
+        ),
     ],
 )
 def test_a_unet_of_2_1_that_is_told_something_else(

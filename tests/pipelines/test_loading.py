@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mmgen
+from mmgen import component
 from mmgen.errors import ModelError
 from mmgen.memory import peak_bytes
 from mmgen.pipelines.catalogue import describe, sizes, verify
 from mmgen.pipelines.checkpoint import part_names, write_manifest
-from mmgen.pipelines.loading import write_checkpoint
+from mmgen.pipelines.loading import read_component, write_checkpoint
 from mmgen.pipelines.text_to_image import TextToImage
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -92,6 +93,15 @@ def test_loading_changes_nothing_in_the_folder_and_leaves_its_files_free(tiny_co
     assert listing() == before
     shutil.rmtree(tiny_copy)
     assert len(model("a cat", seeds=[1], size=16)) == 1
+
+
+def test_the_header_of_a_component_is_read_once(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, header = list[Path](), component.weight_header
+    monkeypatch.setattr(component, "weight_header", lambda path: (read.append(path), header(path))[1])
+    index = json.loads((tiny_folder / "model_index.json").read_text("utf-8"))
+    for name in ("text_encoder", "decoder"):
+        read_component(tiny_folder, name, index, torch.float32)
+    assert [path.parent.name for path in read] == ["text_encoder", "decoder"]
 
 
 def test_loading_prints_nothing(tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

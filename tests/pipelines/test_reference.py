@@ -21,6 +21,7 @@ from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.reference import Lora, Reference
 from mmgen.types import StageSettings
 from tests.checkpoints import write_stable_diffusion, write_tiny
+from tests.pipelines.test_upscalers import write_if_super_res
 
 FAST = {"decoder": StageSettings(steps=2)}
 PROMPT = "a red cat on the beach"
@@ -29,7 +30,8 @@ names = st.text("abcXYZ09 ?&=%+#/.-_é:", min_size=1, max_size=12).filter(str.st
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """To be read, never to be changed: a Stable Diffusion, one with another VAE, and a storybook."""
+    """To be read, never to be changed: a Stable Diffusion, one with another VAE, and a storybook; that VAE and a U-Net
+    by themselves."""
     base = tmp_path_factory.mktemp("models")
     found = {
         "sd": write_stable_diffusion(base / "sd"),
@@ -42,11 +44,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for parameter in vae.parameters():
         parameter.data = parameter.data + 0.05 * torch.randn(parameter.shape)
     vae.save_pretrained(found["other"] / "vae")
+    found["vae"] = Path(shutil.copytree(found["other"] / "vae", base / "vae"))
+    found["network"] = Path(shutil.copytree(found["sd"] / "unet", base / "network"))
+    found["nothing"] = base / "nothing"
+    found["nothing"].mkdir()
     return found
 
 
 @given(st.builds(
     Reference, names, prior=st.none() | names, vae=st.none() | names,
+    refiner=st.none() | names,
     loras=st.lists(st.builds(Lora, names, st.floats(-10, 10)), max_size=3).map(tuple),
     upscalers=st.lists(names, max_size=3).map(tuple),
 ))  # fmt: skip
@@ -60,7 +67,7 @@ def test_a_text_says_all_of_a_reference(reference: Reference) -> None:
     [
         ("sd?", "write PART=MODEL"),
         ("sd?vae", "write PART=MODEL"),
-        ("sd?colour=red", "no part 'colour' to be given: there are prior, vae, lora, upscaler"),
+        ("sd?colour=red", "no part 'colour' to be given: there are prior, vae, refiner, lora, upscaler"),
         ("sd?vae=a&vae=b", "vae is given twice"),
         ("sd?upscaler=", "the upscaler of a model is empty"),
         ("sd?lora=a.safetensors:much", "'much' is no weight"),
@@ -68,7 +75,7 @@ def test_a_text_says_all_of_a_reference(reference: Reference) -> None:
         ("sd?lora=a.safetensors:11", "weights from -10 to 10"),
         ("storybook?prior=storybook", "leave --prior out"),
         ("storybook?vae=storybook", "have no VAE"),
-        ("sd?upscaler=sd", "sd is no upscaler"),
+        ("sd?refiner=sd", "are not refined: leave --refiner out"),
     ],
 )
 def test_what_cannot_be_meant(
@@ -77,6 +84,39 @@ def test_what_cannot_be_meant(
     monkeypatch.chdir(folders["sd"].parent)
     with pytest.raises(UsageError, match=says):
         facts(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sd?upscaler=sd", "sd is no upscaler: models of family stable-diffusion offer none"),
+        (
+            "sd?vae=nothing",
+            "nothing holds no VAE: give a folder with its config.json and weights, or that of a",
+        ),
+        ("sd?vae=network", r"network/config\.json is of class 'UNet2DConditionModel', not diffusers"),
+        ("sd?vae=other/tokenizer", "tokenizer holds no VAE"),
+        ("sd?vae=storybook %26 more", "component 'vae' is None"),
+        ("sd?lora=nothing.safetensors", r"nothing\.safetensors cannot be read"),
+        ("vae", "vae is no checkpoint: it has no model_index"),
+    ],
+)
+def test_what_lies_in_a_folder_and_does_not_serve(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, text: str, says: str
+) -> None:
+    monkeypatch.chdir(folders["sd"].parent)
+    with pytest.raises(ModelError, match=says):
+        facts(text)
+
+
+def test_the_words_of_a_command_and_what_lies_in_a_folder_have_exit_codes_of_their_own(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", PROMPT, "--model", str(folders["sd"])]
+    assert main([*command, "--prior", str(folders["sd"])]) == 2
+    assert main([*command, "--upscaler", str(folders["sd"])]) == 3
+    assert main([*command, "--vae", str(folders["nothing"])]) == 3
+    assert capsys.readouterr().err.count("error: ") == 3
 
 
 def test_a_name_may_be_longer_than_a_file_system_knows() -> None:
@@ -119,6 +159,60 @@ def test_another_vae_makes_the_picture_of_the_same_latents(folders: dict[str, Pa
     assert joined.name == "sd?vae=other"
     assert joined.digest == facts(text).digest == open_model(text).digest
     assert describe(text)["components"].keys() == describe(folders["sd"])["components"].keys()
+
+
+def test_a_vae_is_published_alone(folders: dict[str, Path]) -> None:
+    text = f"{folders['sd']}?vae={folders['vae']}"
+    joined = mmgen.load(text, device="cpu", dtype="float32")
+    other = mmgen.load(f"{folders['sd']}?vae={folders['other']}", device="cpu", dtype="float32")
+    turned = open_model(text, device="cpu", dtype="float32")
+    drawn = [pipe(PROMPT, seeds=[3], stages=FAST)[0].tobytes() for pipe in (joined, other, turned)]
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert joined.name == "sd?vae=vae"
+    assert joined.digest == facts(text).digest == turned.digest != other.digest
+    assert describe(text)["components"] == describe(f"{folders['sd']}?vae={folders['other']}")["components"]
+    assert verify(text) == []
+
+
+def test_what_is_wrong_with_a_vae_alone(folders: dict[str, Path], tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(folders["vae"], tmp_path / "broken"))
+    text = f"{folders['sd']}?vae={broken}"
+    (broken / "README.md").write_text("nothing that is read", "utf-8")
+    (broken / "other.safetensors").write_bytes(b"none")
+    assert facts(text).digest == facts(f"{folders['sd']}?vae={folders['vae']}").digest
+    (weights,) = broken.glob("diffusion_pytorch_model.safetensors")
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-100])
+    (problem,) = verify(text)
+    assert "is no safetensors file" in problem
+    pickle = weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelError, match=r"broken/diffusion_pytorch_model\.bin is refused"):
+        facts(text)
+    pickle.unlink()
+    with pytest.raises(ModelError, match="broken has no weights"):
+        facts(text)
+    (tmp_path / "elsewhere.safetensors").write_bytes(data)
+    weights.symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(ModelError, match="is a link that leads out of the folder"):
+        mmgen.load(text, device="cpu")
+
+
+def test_of_what_is_joined_only_what_is_read_counts(folders: dict[str, Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folders["other"], tmp_path / "other"))
+    text = f"{folders['sd']}?vae={other}"
+    digest = facts(text).digest
+    for weights in other.glob("[tu]*/*.safetensors"):
+        weights.unlink()
+    assert facts(text).digest == mmgen.load(text, device="cpu").digest == digest
+    enlarger = write_if_super_res(tmp_path / "enlarger", text=True)
+    text = f"{folders['sd']}?upscaler={enlarger}"
+    digest = facts(text).digest
+    (enlarger / "text_encoder" / "model.safetensors").write_bytes(b"none")
+    assert facts(text).digest == digest
+    (enlarger / "scheduler" / "other.json").write_text("{}", "utf-8")
+    assert facts(text).digest == digest
+    (enlarger / "unet" / "config.json").write_text((enlarger / "unet" / "config.json").read_text() + "\n")
+    assert facts(text).digest != digest
 
 
 def test_a_vae_of_another_width_does_not_fit(folders: dict[str, Path], tmp_path: Path) -> None:

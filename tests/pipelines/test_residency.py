@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 import mmgen
 from mmgen.errors import NonFiniteError
-from mmgen.memory import WEIGHTS_SHARE, Residency, free_bytes
+from mmgen.memory import TURN_SHARE, WEIGHTS_SHARE, Residency, free_bytes, weight_bytes
 from mmgen.pipelines.stage import finish
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.types import StageSettings
@@ -77,19 +78,22 @@ def device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
 
 @pytest.fixture
 def load(
-    tiny_folder: Path, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+    pipe: TextToImage, tiny_folder: Path, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., TextToImage]:
-    """free bytes -> the tiny model on the fake device, to be called once the device is there."""
+    """free bytes -> the tiny model on the fake device, to be called once the device is there.
 
-    def loaded(free: float = 0) -> TextToImage:
-        device.free = int(free)
+    Without them just enough are free for every stage's turn.
+    """
+
+    def loaded(free: float | None = None) -> TextToImage:
+        device.free = int(for_turns(pipe) if free is None else free)
         monkeypatch.setattr("mmgen.pipelines.loading.choose_device", lambda _name: CUDA)
-        pipe = mmgen.load(tiny_folder, dtype="float32")
+        placed = mmgen.load(tiny_folder, dtype="float32")
         # the clock and given pictures are where the numbers are
-        pipe.device, pipe.batch_size = torch.device("cpu"), 1
-        if not pipe.cascade.residency.fits:
-            device.spoil_elsewhere(list(parts(pipe).values()))
-        return pipe
+        placed.device, placed.batch_size = torch.device("cpu"), 1
+        if not placed.cascade.residency.fits:
+            device.spoil_elsewhere(list(parts(placed).values()))
+        return placed
 
     return loaded
 
@@ -137,6 +141,13 @@ def needed(pipe: TextToImage) -> float:
     """Free bytes with which all networks just fit."""
     tensors = [t for part in parts(pipe).values() for t in (*part.parameters(), *part.buffers())]
     return sum(t.numel() * t.element_size() for t in tensors) / WEIGHTS_SHARE
+
+
+def for_turns(pipe: TextToImage) -> float:
+    """Free bytes with which the networks of every stage just fit for its turn."""
+    return math.ceil(
+        max(sum(map(weight_bytes, stage.networks)) for stage in pipe.cascade.stages) / TURN_SHARE
+    )
 
 
 def test_networks_that_fit_are_moved_once(
@@ -317,7 +328,7 @@ def test_what_is_shared_counts_once_and_stays_shared(device: FakeDevice) -> None
     network = Tied().requires_grad_(False)
     device.free = int(4 * (3 * 4 + 5) / WEIGHTS_SHARE)
     assert Residency([network], CUDA).fits
-    device.free -= 1
+    device.free -= 1  # which is enough for its turn
     residency, home = Residency([network], CUDA), network.out.weight.data_ptr()
     assert not residency.fits
     with torch.inference_mode(), residency:
@@ -330,15 +341,19 @@ def test_what_is_shared_counts_once_and_stays_shared(device: FakeDevice) -> None
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_on_a_real_device_it_draws_the_same_and_leaves_nothing_there(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    pipe: TextToImage, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resident = draw(mmgen.load(tiny_folder, device="cuda", dtype="float32"), 256)
     free = free_bytes(CUDA)
     block = torch.empty(64_000_000, dtype=torch.uint8, device=CUDA)
     assert free_bytes(CUDA) <= free - 64_000_000
     del block
-    monkeypatch.setattr("mmgen.memory.free_bytes", lambda _device: 0)
-    moved = mmgen.load(tiny_folder, device="cuda", dtype="float32")
-    assert same(draw(moved, 256), resident)
-    tensors = [t for part in parts(moved).values() for t in (*part.parameters(), *part.buffers())]
-    assert all(t.device.type == "cpu" for t in tensors)
+    for free in (for_turns(pipe), 0):  # and with none, streamed
+        monkeypatch.setattr("mmgen.memory.free_bytes", lambda _device, free=free: int(free))
+        moved = mmgen.load(tiny_folder, device="cuda", dtype="float32")
+        assert moved.cascade.residency.place(moved.cascade.stages[-1].networks) == (
+            "turn" if free else "streamed"
+        )
+        assert same(draw(moved, 256), resident)
+        tensors = [t for part in parts(moved).values() for t in (*part.parameters(), *part.buffers())]
+        assert all(t.device.type == "cpu" for t in tensors)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -21,15 +23,12 @@ from mmgen.errors import ModelError
 from mmgen.images import read_metadata
 from mmgen.noise import Noise
 from mmgen.pipelines.catalogue import describe, facts, verify
-from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.loading import open_model
-from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.render.windows import Budget
 from mmgen.types import SAMPLERS, StageSettings
 from tests.checkpoints import BETAS, LETTERS
 from tests.pipelines.test_stable_diffusion import (
-    CPU,
     FAST,
     PROMPT,
     SCHEDULERS,
@@ -37,9 +36,18 @@ from tests.pipelines.test_stable_diffusion import (
     STEPS,
     TOLERANCE,
     assert_same,
+    ours,
     rewrite,
 )
-from tests.render.whole import in_parts, is_read_per_turn, load, one_by_one, three_jobs, together
+from tests.render.whole import (
+    check_sampler,
+    in_parts,
+    is_read_per_turn,
+    load,
+    one_by_one,
+    three_jobs,
+    together,
+)
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -130,27 +138,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pipe(folder: Path) -> TextToImage:
-    return load(folder)
-
-
-def ours(
-    pipe: TextToImage, prompts: Sequence[str], seeds: Sequence[int], negative: str = "", **settings: Any
-) -> tuple[Tensor, Tensor]:
-    """Latents and pictures in [-1, 1], all in one batch."""
-    stages = pipe.cascade.resolve({"decoder": StageSettings(**settings)})
-    draft = finish(pipe.cascade.run(Draft(tuple(prompts), negative), stages, seeds, Clock(CPU)))  # type: ignore[arg-type]
-    assert draft.latent is not None
-    assert draft.image is not None
-    return draft.latent, draft.image
+def pipeline(folder: Path) -> Any:
+    """That of diffusers, with the folder's networks."""
+    found = StableDiffusionXLPipeline.from_pretrained(folder)
+    found.set_progress_bar_config(disable=True)
+    return found
 
 
 def theirs(
-    folder: Path, prompts: Sequence[str], seeds: Sequence[int], negative: str = "", *, guidance_scale: float
+    pipeline: Any,
+    folder: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    negative: str = "",
+    *,
+    guidance_scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The same by diffusers, to which no negative prompt is None."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
+    """The same by diffusers, with the index and the scheduler of a folder; no negative prompt is None to it."""
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    pipeline.register_to_config(force_zeros_for_empty_prompt=index["force_zeros_for_empty_prompt"])
+    pipeline.scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler")
     with torch.no_grad():
         latent = pipeline(
             list(prompts),
@@ -176,26 +183,26 @@ def write_scheduler(folder: Path, sampler: str, **settings: Any) -> None:
 @pytest.mark.parametrize(("guidance_scale", "negative"), [(1.0, ""), (5.0, ""), (5.0, "snow")])
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 def test_pictures_are_those_of_diffusers(
-    copy: Path, sampler: str, guidance_scale: float, negative: str
+    pipeline: Any, copy: Path, sampler: str, guidance_scale: float, negative: str
 ) -> None:
     write_scheduler(copy, sampler)
     asked = ([PROMPT, "two dogs"], [3, 5], negative)
     mine = ours(load(copy), *asked, steps=STEPS, sampler=sampler, guidance_scale=guidance_scale)
-    assert_same(mine, theirs(copy, *asked, guidance_scale=guidance_scale))
+    assert_same(mine, theirs(pipeline, copy, *asked, guidance_scale=guidance_scale))
 
 
-def test_a_model_that_predicts_v(copy: Path) -> None:
+def test_a_model_that_predicts_v(pipeline: Any, copy: Path) -> None:
     write_scheduler(copy, "ddim", prediction_type="v_prediction")
     mine = ours(load(copy), [PROMPT], [3], steps=STEPS, sampler="ddim", guidance_scale=5.0)
-    assert_same(mine, theirs(copy, [PROMPT], [3], guidance_scale=5.0))
+    assert_same(mine, theirs(pipeline, copy, [PROMPT], [3], guidance_scale=5.0))
 
 
 def test_where_the_index_says_so_guidance_leads_away_from_the_empty_prompt(
-    copy: Path, pipe: TextToImage
+    pipeline: Any, copy: Path, pipe: TextToImage
 ) -> None:
     rewrite(copy / "model_index.json", force_zeros_for_empty_prompt=False)
     mine = ours(load(copy), [PROMPT], [3], steps=STEPS, sampler="euler", guidance_scale=5.0)
-    assert_same(mine, theirs(copy, [PROMPT], [3], guidance_scale=5.0))
+    assert_same(mine, theirs(pipeline, copy, [PROMPT], [3], guidance_scale=5.0))
     zeros = ours(pipe, [PROMPT], [3], steps=STEPS, sampler="euler", guidance_scale=5.0)
     assert not torch.allclose(mine[1], zeros[1], atol=1e-2)
 
@@ -221,12 +228,7 @@ def test_the_network_is_told_the_size_and_the_pooled_text(
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "PNDMScheduler", "EulerAncestralDiscreteScheduler"])
 def test_every_sampler_runs(pipe: TextToImage, sampler: str) -> None:
-    for steps in (1, 2, 3):
-        settings = {"decoder": StageSettings(sampler=sampler, steps=steps)}  # type: ignore[arg-type]
-        once, again = (pipe(PROMPT, seeds=[3], stages=settings).images[0] for _ in range(2))
-        assert once.size == (SIDE, SIDE)
-        assert np.asarray(once).std() > 1
-        assert once.tobytes() == again.tobytes()
+    check_sampler(pipe, sampler, FAST)
 
 
 def test_a_batch_gives_the_pictures_of_single_runs(pipe: TextToImage) -> None:
@@ -249,15 +251,12 @@ def test_half_precision_does_not_reach_a_vae_that_overflows_in_it(folder: Path) 
 # ---- stage by stage ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [Budget(), Budget(memory=0)])
-def test_stage_by_stage_gives_the_same_bytes(
-    pipe: TextToImage, folder: Path, tmp_path: Path, budget: Budget
-) -> None:
+def test_stage_by_stage_gives_the_same_bytes(pipe: TextToImage, folder: Path, tmp_path: Path) -> None:
     model, jobs = (
         open_model(folder, "cpu", "float32"),
         three_jobs(pipe, FAST, {"decoder": StageSettings(steps=3)}),
     )
-    assert together(jobs, model, tmp_path, budget=budget) == one_by_one(jobs, pipe)
+    assert together(jobs, model, tmp_path, budget=Budget(memory=0)) == one_by_one(jobs, pipe)
     assert is_read_per_turn(model)
 
 

@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -20,19 +22,22 @@ from diffusers import (
     IFSuperResolutionPipeline,
     StableDiffusionUpscalePipeline,
     UNet2DConditionModel,
+    UNet2DModel,
 )
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.deepfloyd_if import pipeline_if, pipeline_if_superresolution
 from diffusers.pipelines.deepfloyd_if import timesteps as published
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_upscale
-from diffusers.schedulers import scheduling_ddpm
+from diffusers.schedulers import UnCLIPScheduler, scheduling_ddpm, scheduling_unclip
 from PIL import Image
 from torch import Tensor
 
 import mmgen
 from mmgen import inputs
 from mmgen.cli.main import main
+from mmgen.conditioning import Conditioning
 from mmgen.errors import ModelError, UsageError
-from mmgen.images import read_metadata
+from mmgen.images import read_metadata, to_pil, to_tensor
 from mmgen.noise import Noise
 from mmgen.pipelines import loading
 from mmgen.pipelines.catalogue import describe, facts, sizes, verify
@@ -43,11 +48,12 @@ from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.reference import Reference
 from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
-from mmgen.pipelines.upscaling import UpscalerVaeStage
+from mmgen.pipelines.upscaling import ShownUNet, UpscalerVaeStage
 from mmgen.render.estimate import picture_bytes
 from mmgen.schedulers.schedules import DiscreteSchedule, cosine_betas
-from mmgen.types import SAMPLERS, StageSettings
+from mmgen.types import SAMPLERS, Request, StageSettings
 from tests.checkpoints import write_clip, write_deepfloyd, write_tiny
+from tests.pipelines.test_karlo import write_karlo
 from tests.render.whole import in_parts, is_read_per_turn, one_by_one, three_jobs, together
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
@@ -59,6 +65,13 @@ TOLERANCE = 1e-4  # of pictures in [-1, 1]
 IF_2, X4 = "super-res-32", "super-res-64"  # as they are called above pictures of SIDE
 FAST = {"decoder": StageSettings(steps=2), IF_2: StageSettings(steps=2)}
 FAST_X4 = {"decoder": StageSettings(steps=2), X4: StageSettings(steps=2)}
+ALONE, KARLO = "super-res-32", "super-res-16"  # of both upscalers by themselves, and of Karlo
+# a U-Net of four levels: its sides are multiples of 8
+DEEP: dict[str, Any] = {
+    "block_out_channels": (8, 8, 16, 16),
+    "down_block_types": ("ResnetDownsampleBlock2D",) * 3 + ("SimpleCrossAttnDownBlock2D",),
+    "up_block_types": ("SimpleCrossAttnUpBlock2D",) + ("ResnetUpsampleBlock2D",) * 3,
+}
 
 
 # ---- folders -------------------------------------------------------------------------------------
@@ -148,10 +161,12 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """if, if-2, x4 and tiny; to be read, never to be changed."""
+    """if, if-2, if-2-text, x4, tiny and karlo; to be read, never to be changed."""
     folder = tmp_path_factory.mktemp("models")
     write_deepfloyd(folder / "if")
     write_if_super_res(folder / "if-2")
+    write_if_super_res(folder / "if-2-text", text=True, **DEEP)
+    write_karlo(folder / "karlo")
     write_x4(folder / "x4")
     write_tiny(folder / "tiny")
     return folder
@@ -347,12 +362,20 @@ def x4_theirs(
     negative: str,
     guidance_scale: float,
     noise_level: int,
+    *,
+    name: str = X4,
+    kept: Sequence[int] | None = None,
 ) -> Tensor:
-    """diffusers draws the noise of the picture that is enlarged first, and ours that of the latents."""
+    """diffusers draws the noise of the picture that is enlarged first, and ours that of the latents.
+
+    name: what our stage is called. kept: rows and columns of latents that are decoded; None: all.
+    """
     pipeline = StableDiffusionUpscalePipeline.from_pretrained(models / "x4")
     pipeline.set_progress_bar_config(disable=True)
-    noise = Noise(seeds, X4)
-    latents, shown = noise.draw((4, SIDE, SIDE)), noise.draw((3, SIDE, SIDE))
+    if kept is not None:
+        pipeline.image_processor = VaeImageProcessor(vae_scale_factor=1)  # or it would stretch the picture
+    noise = Noise(seeds, name)
+    latents, shown = (noise.draw((channels, *image.shape[-2:])) for channels in (4, 3))
     patch = drawing(lambda shape: shown if shape[0] == 3 else latents, pipeline_stable_diffusion_upscale)
     found: Tensor = pipeline(
         prompt=list(prompts),
@@ -361,10 +384,14 @@ def x4_theirs(
         num_inference_steps=STEPS,
         guidance_scale=guidance_scale,
         noise_level=noise_level,
-        output_type="pt",
+        output_type="pt" if kept is None else "latent",
     ).images
     patch.undo()
-    return 2 * found - 1
+    if kept is None:
+        return 2 * found - 1
+    found = found[..., : kept[0], : kept[1]] / pipeline.vae.config.scaling_factor
+    with torch.no_grad():
+        return pipeline.vae.decode(found, return_dict=False)[0].clamp(-1, 1)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -451,11 +478,289 @@ def test_upscalers_stand_above_each_other(models: Path) -> None:
     assert small.tobytes() == load(models, "if", "if-2")(PROMPT, seeds=[3], stages=FAST).images[0].tobytes()
 
 
-def test_given_pictures_are_enlarged_by_what_needs_no_text(models: Path, x4: TextToImage) -> None:
-    image = Image.new("RGB", (20, 12), "red")
-    assert load(models, "if", "if-2", "tiny").upscale(image, seed=3).images[0].size == (80, 48)
+# ---- given pictures ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone(models: Path) -> dict[str, TextToImage]:
+    """What enlarges given pictures, each of its own folder: if-2-text, x4 and karlo."""
+    return {name: load(models, name) for name in ("if-2-text", "x4", "karlo")}
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Smooth in large and rough in small, as photos are."""
+    rough = Noise([7]).draw((3, height, width)) / 4
+    return to_pil(rough + torch.linspace(-0.7, 0.7, width))[0]
+
+
+def enlarged(pipe: TextToImage, image: Image.Image, prompt: str = "", seed: int = 3, **given: Any) -> Tensor:
+    """In [-1, 1], as `pipe.upscale` draws it."""
+    form, cascade = pipe.cascade.enlarging(max(image.size), prompt, pipe.name)
+    settings = cascade.resolve({form.name: StageSettings(**given)})
+    draft = Draft((prompt,), image=to_tensor([image]))
+    return picture(finish(cascade.run(draft, settings, [seed], Clock(CPU))))
+
+
+def if_theirs(models: Path, image: Image.Image, prompt: str, guidance_scale: float, level: int) -> Tensor:
+    """Stage II of diffusers by itself, called with this picture.
+
+    Where its sides are none that the network takes, the pipeline is shown the enlarged picture with its edge going on.
+    """
+    pipeline = IFSuperResolutionPipeline.from_pretrained(models / "if-2-text")
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler.alphas_cumprod = DiscreteSchedule(cosine_betas(), "leading").alpha_bar[1:]
+    exact = [4 * side for side in (image.height, image.width)]
+    height, width = (side + -side % 8 for side in exact)
+
+    def enlarge(small: Tensor, sides: Sequence[int], **how: Any) -> Tensor:
+        large = F.interpolate(small, exact, **how)
+        return F.pad(large, (0, sides[1] - exact[1], 0, sides[0] - exact[0]), mode="replicate")
+
+    patch = drawing(Noise([3], ALONE).draw, pipeline_if_superresolution, scheduling_ddpm)
+    if [height, width] != exact:
+        patch.setattr(pipeline_if_superresolution, "F", SimpleNamespace(interpolate=enlarge))
+    found: Tensor = pipeline(
+        prompt=prompt,
+        image=to_tensor([image]),
+        height=height,
+        width=width,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance_scale,
+        noise_level=level,
+        clean_caption=False,
+        output_type="pt",
+    ).images
+    patch.undo()
+    return found[..., : exact[0], : exact[1]].clamp(-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "prompt", "guidance_scale", "level"),
+    [((8, 8), PROMPT, 4.0, 0.25), ((8, 4), "", 4.0, 0.0), ((6, 4), PROMPT, 1.0, 0.25), ((5, 7), PROMPT, 4.0, 0.25)],
+)  # fmt: skip
+def test_a_given_picture_is_enlarged_as_by_stage_two_of_diffusers(
+    alone: dict[str, TextToImage],
+    models: Path,
+    size: tuple[int, int],
+    prompt: str,
+    guidance_scale: float,
+    level: float,
+) -> None:
+    image, given = photo(*size), {"guidance_scale": guidance_scale, "noise_level": level}
+    mine = enlarged(alone["if-2-text"], image, prompt, steps=STEPS, **given)
+    other = if_theirs(models, image, prompt, guidance_scale, round(1000 * level))
+    assert mine.shape == (1, 3, 4 * size[1], 4 * size[0])
+    assert mine.std() > 0.05, "a grey picture says nothing"
+    difference = float((mine - other).abs().max())
+    print("pictures differ by", difference)  # noqa: T201
+    assert difference < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("size", "prompt", "guidance_scale", "level"),
+    [
+        ((16, 16), PROMPT, 9.0, 0.02),
+        ((8, 20), "", 9.0, 0.35),
+        ((12, 8), PROMPT, 1.0, 0.0),
+        ((13, 9), PROMPT, 9.0, 0.02),
+    ],
+)
+def test_a_given_picture_is_enlarged_as_by_the_upscaler_of_diffusers(
+    alone: dict[str, TextToImage],
+    models: Path,
+    size: tuple[int, int],
+    prompt: str,
+    guidance_scale: float,
+    level: float,
+) -> None:
+    image, given = photo(*size), {"guidance_scale": guidance_scale, "noise_level": level}
+    mine = enlarged(alone["x4"], image, prompt, steps=STEPS, **given)
+    width, height = size
+    shown = F.pad(to_tensor([image]), (0, width % 2, 0, height % 2), mode="replicate")
+    kept = (height, width) if width % 2 else None
+    other = x4_theirs(
+        models, shown, [prompt], [3], "", guidance_scale, round(1000 * level), name=ALONE, kept=kept
+    )
+    assert mine.shape == (1, 3, 4 * height, 4 * width)
+    assert mine.std() > 0.05, "a grey picture says nothing"
+    difference = float((mine - other).abs().max())
+    print("pictures differ by", difference)  # noqa: T201
+    assert difference < TOLERANCE
+
+
+@torch.no_grad()
+def karlo_theirs(folder: Path, image: Image.Image, steps: int) -> Tensor:
+    """Karlo's super-resolution by the networks and the scheduler of diffusers, its tables in float64."""
+    first, last = (
+        UNet2DModel.from_pretrained(folder / name) for name in ("super_res_first", "super_res_last")
+    )
+    scheduler = UnCLIPScheduler.from_pretrained(folder / "super_res_scheduler")
+    betas = torch.tensor(cosine_betas(), dtype=torch.float64)
+    scheduler.betas, scheduler.alphas, scheduler.alphas_cumprod = betas, 1 - betas, (1 - betas).cumprod(0)
+    scheduler.set_timesteps(steps)
+    sides = [2 * image.height, 2 * image.width]
+    shown = F.interpolate(to_tensor([image]), sides, mode="bicubic", align_corners=False, antialias=True)
+    noise = Noise([3], KARLO)
+    x, times = noise.draw((3, *sides)), [*scheduler.timesteps.tolist(), None]
+    patch = drawing(noise.draw, scheduling_unclip)
+    for i, t in enumerate(times[:-1]):
+        network = first if i < steps - 1 else last
+        said = network(torch.cat([x, shown], dim=1), t).sample
+        x = scheduler.step(said, t, x, prev_timestep=times[i + 1]).prev_sample
+    patch.undo()
+    return x.clamp(-1, 1)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 8)])
+def test_a_given_picture_is_enlarged_as_by_karlo(
+    alone: dict[str, TextToImage], models: Path, size: tuple[int, int]
+) -> None:
+    image = photo(*size)
+    mine = enlarged(alone["karlo"], image, steps=3)
+    assert mine.shape == (1, 3, 2 * size[1], 2 * size[0])
+    assert mine.std() > 0.05, "a grey picture says nothing"
+    difference = float((mine - karlo_theirs(models / "karlo", image, 3)).abs().max())
+    print("pictures differ by", difference)  # noqa: T201
+    assert difference < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "prompt", "factor"),
+    [("if-2-text", ALONE, PROMPT, 4), ("x4", ALONE, PROMPT, 4), ("karlo", KARLO, "", 2)],
+)
+@pytest.mark.parametrize("size", [(1, 1), (19, 7)])
+def test_an_enlarged_picture_says_how_it_was_made(
+    alone: dict[str, TextToImage], name: str, stage: str, prompt: str, factor: int, size: tuple[int, int]
+) -> None:
+    pipe, image = alone[name], photo(*size)
+    result = pipe.upscale(image, prompt=prompt, seed=3, settings=StageSettings(steps=2))
+    assert result[0].size == result.request.size == (factor * size[0], factor * size[1])
+    assert result[0].tobytes() == to_pil(enlarged(pipe, image, prompt, steps=2))[0].tobytes()
+    (form,) = [one for one in pipe.cascade.stages if one.name == stage]
+    assert result.request.stages == {stage: StageSettings(steps=2).with_defaults(form.defaults)}
+    assert (result.request.verb, result.request.prompts, result.request.seeds) == ("upscale", (prompt,), (3,))
+    assert result.request.inputs == {"image": inputs.digest(image)}
+    assert (result.request.model, result.request.model_digest) == (name, pipe.digest)
+    assert Request.from_json(result.request.to_json()) == result.request
+
+
+def test_what_an_enlarged_picture_depends_on(alone: dict[str, TextToImage]) -> None:
+    image = photo(8, 8)
+    for name in ("if-2-text", "x4"):
+        plain = enlarged(alone[name], image, PROMPT, steps=2)
+        assert torch.equal(plain, enlarged(alone[name], image, PROMPT, steps=2))
+        for other in (
+            enlarged(alone[name], image, "two dogs", steps=2),
+            enlarged(alone[name], photo(8, 8).rotate(90), PROMPT, steps=2),
+            enlarged(alone[name], image, PROMPT, seed=4, steps=2),
+            enlarged(alone[name], image, PROMPT, steps=2, noise_level=0.3),
+        ):
+            assert not torch.allclose(plain, other, atol=1e-3)
+
+
+def test_large_pictures_are_seen_in_squares(larger: TextToImage) -> None:
+    (stage,) = [stage for stage in larger.cascade.stages if stage.name == IF_2]
+    (network,) = stage.networks
+    text = run(larger, "text", Draft((PROMPT,)), [3]).text
+    assert text is not None
+    noise = Noise([3])
+    x, shown, t = noise.draw((3, 40, 12)), noise.draw((3, 40, 12)), torch.tensor([300.0])
+
+    def predicted(rows: slice, square: int) -> Tensor:
+        face = ShownUNet(network, 3, square=square)
+        told = face.prepare(Conditioning(text=text.text, low_res=shown[..., rows, :]))
+        with torch.inference_mode():
+            return face(x[..., rows, :], t, told)
+
+    whole = predicted(slice(0, 40), 16)
+    assert whole.shape == (1, 6, 40, 12)
+    parts = [predicted(slice(top, top + 16), 64) for top in (0, 12, 24)]
+    # where one lies alone; and between two, what both say
+    torch.testing.assert_close(whole[..., :12, :], parts[0][..., :12, :], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(whole[..., 28:, :], parts[2][..., 4:, :], atol=1e-6, rtol=1e-5)
+    one, other = parts[0][..., 12:, :], parts[1][..., :4, :]
+    between = whole[..., 12:16, :]
+    assert (between >= torch.minimum(one, other) - 1e-6).all()
+    assert (between <= torch.maximum(one, other) + 1e-6).all()
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "most"), [("if-2-text", (21, 9), 32), ("karlo", (13, 6), 16), ("x4", (260, 3), 256)]
+)
+def test_no_network_sees_more_than_a_square(
+    alone: dict[str, TextToImage], name: str, size: tuple[int, int], most: int
+) -> None:
+    seen: list[int] = []
+    _, cascade = alone[name].cascade.enlarging(max(size), "", name)
+    (stage,) = [stage for stage in cascade.stages if "image" in stage.needs]
+    hooks = [
+        network.register_forward_pre_hook(lambda _, given: seen.extend(given[0].shape[-2:]))
+        for network in stage.networks
+    ]
+    large = enlarged(alone[name], photo(*size), steps=1)
+    for hook in hooks:
+        hook.remove()
+    assert max(seen) == most
+    assert large.isfinite().all()
+
+
+def test_the_first_stage_that_is_trained_for_as_much_enlarges(models: Path, larger: TextToImage) -> None:
+    several = load(models, "if", "if-2", "x4")
+    fast = StageSettings(steps=1)
+    small, same = (
+        pipe.upscale(photo(16, 9), prompt=PROMPT, seed=3, settings=fast) for pipe in (several, larger)
+    )
+    assert (small[0].size, list(small.request.stages)) == ((32, 18), [IF_2])
+    assert small[0].tobytes() == same[0].tobytes()
+    large = several.upscale(photo(17, 9), prompt=PROMPT, seed=3, settings=fast)
+    assert (large[0].size, list(large.request.stages)) == ((68, 36), ["super-res-128"])
+    assert [record.stage for record in large.records] == ["text-128", "super-res-128", "vae-128"]
+    ours = load(models, "if", "if-2", "tiny").upscale(photo(20, 12), seed=3)
+    assert (ours[0].size, list(ours.request.stages)) == ((80, 48), ["super-res-128"])
+
+
+def test_words_that_are_not_read_are_named(alone: dict[str, TextToImage], models: Path) -> None:
+    fast = StageSettings(steps=1)
+    cut = alone["x4"].upscale(photo(4, 4), prompt="a dog " * 40, seed=3, settings=fast).cut_words
+    assert list(cut) == ["a dog " * 40]
+    known = load(models, "tiny", "x4")
+    assert known("a lamp", seeds=[3], size=16, stages={"decoder": fast}).unknown_words
+    told = known.upscale(photo(65, 4), prompt="a lamp", seed=3, settings=fast)
+    assert list(told.request.stages) == ["super-res-1024"]
+    assert not told.unknown_words, "the x4 upscaler has an encoder of its own"
+
+
+def test_weights_are_there_for_their_turn_only(alone: dict[str, TextToImage], models: Path) -> None:
+    model, fast = open_model(models / "x4", "cpu", "float32"), StageSettings(steps=2)
+    one, other = (
+        pipe.upscale(photo(9, 5), prompt=PROMPT, seed=3, settings=fast)[0].tobytes()
+        for pipe in (model, alone["x4"])
+    )
+    assert one == other
+    assert is_read_per_turn(model)
+
+
+def test_an_encoder_of_its_own_must_fit(tmp_path: Path) -> None:
+    write_if_super_res(tmp_path / "if-2", text=True, encoder_hid_dim=48)
+    with pytest.raises(ModelError, match="unet has encoder_hid_dim 48, but the text encoder has 32"):
+        load(tmp_path, "if-2")
+
+
+def test_what_cannot_be_enlarged_is_said(alone: dict[str, TextToImage], models: Path) -> None:
+    image = photo(4, 4)
     with pytest.raises(UsageError, match="has no super-resolution stage: it cannot enlarge pictures"):
-        x4.upscale(image, seed=3)
+        load(models, "if").upscale(image)
+    with pytest.raises(
+        UsageError, match="stage 'super-res-16' of karlo is told no text: leave the prompt out"
+    ):
+        alone["karlo"].upscale(image, prompt=PROMPT)
+    with pytest.raises(UsageError, match="'super-res-16' does not take noise_level"):
+        alone["karlo"].upscale(image, settings=StageSettings(noise_level=0.1))
+    with pytest.raises(UsageError, match=r"takes a noise_level of at most 0\.35"):
+        alone["x4"].upscale(image, settings=StageSettings(noise_level=0.5))
+    with pytest.raises(UsageError, match=r"has no letter or digit"):
+        alone["x4"].upscale(image, prompt="?!")
 
 
 @pytest.mark.parametrize("name", [IF_2, X4])
@@ -525,6 +830,7 @@ def test_the_commands_take_them(models: Path, tmp_path: Path, capsys: pytest.Cap
     assert again.tobytes() == inputs.open_picture(out).tobytes()
     for name, family, stages in (
         ("if-2", "if-super-res", [IF_2]),
+        ("if-2-text", "if-super-res", ["text", ALONE]),
         ("x4", "x4-upscaler", ["text-32", "super-res-32", "vae-32"]),
     ):
         assert "UNet2DConditionModel" in called("models", "info", str(models / name))
@@ -557,16 +863,28 @@ def test_pictures_that_were_chosen_are_enlarged_later(
 # ---- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["if-2", "x4"])
-def test_an_upscaler_draws_nothing_by_itself(
-    models: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loading, "read_component", pytest.fail)
-    for read in (mmgen.load, facts, sizes):
+@pytest.mark.parametrize("name", ["if-2-text", "x4"])
+def test_an_upscaler_draws_nothing_by_itself(models: Path, alone: dict[str, TextToImage], name: str) -> None:
+    for read in (facts, sizes):
         with pytest.raises(
             ModelError, match=f"{name}: it draws no pictures by itself: give it as --upscaler"
         ):
             read(str(models / name))
+    pipe = alone[name]
+    assert pipe.sizes == ()
+    for draw in (pipe, pipe.request, lambda prompt: pipe.edit(photo(8, 8), prompt)):
+        with pytest.raises(UsageError, match=f"{name} draws no pictures by itself: give one to `upscale`"):
+            draw(PROMPT)
+
+
+def test_stage_two_without_a_text_encoder_enlarges_nothing_by_itself(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "read_component", pytest.fail)
+    with pytest.raises(
+        ModelError, match="if-2: it has no text_encoder, without which it enlarges pictures only"
+    ):
+        load(models, "if-2")
 
 
 def test_a_batch_of_an_upscaler_alone_is_refused_before_it_begins(

@@ -408,7 +408,9 @@ def test_a_request_without_torch_is_that_of_the_loaded_model(tiny: Path, tmp_pat
     write_manifest(folder)
     known, pipe = facts(folder), mmgen.load(folder, device="cpu", dtype="float32")
     chain = pipe.cascade.stages
-    assert known.forms == tuple(StageForm(one.name, one.takes, one.defaults, one.size) for one in chain)
+    assert known.forms == tuple(
+        StageForm(one.name, one.takes, one.defaults, one.size, getattr(one, "factor", None)) for one in chain
+    )
     assert known.sides == pipe.sizes
     for size, stages in ASKED:
         if "prior" in stages and embeds != "prior":

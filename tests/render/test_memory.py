@@ -24,6 +24,7 @@ from mmgen.models import presets
 from mmgen.noise import Noise
 from mmgen.pipelines.adapters import noise_of
 from mmgen.pipelines.decoder_stage import DecoderStage
+from mmgen.pipelines.editing import Known
 from mmgen.pipelines.families.stable_diffusion import LATENT
 from mmgen.pipelines.families.storybook import DECODER, PRIOR, SUPER_RES
 from mmgen.pipelines.prior_stage import PriorStage
@@ -31,7 +32,7 @@ from mmgen.pipelines.stage import Draft, Stage, finish
 from mmgen.pipelines.super_res_stage import SuperResStage
 from mmgen.pipelines.unet_stage import LatentStage
 from mmgen.pipelines.vae_stage import VaeStage
-from mmgen.render.estimate import Counted, alike, cost, fit, picture_bytes, stage_weights
+from mmgen.render.estimate import SCORE, Counted, Work, alike, cost, fit, picture_bytes, stage_weights
 from mmgen.types import StageSettings
 from mmgen.values import parse_bytes
 from tests.checkpoints import BETAS, awake, write_tiny
@@ -135,6 +136,16 @@ def test_a_decoder_takes_what_is_estimated(name: str, tokens: int) -> None:
     assert_near(measured(stage, draft, steps=2, guidance_scale=1.0))
 
 
+def test_what_is_drawn_over_counts() -> None:
+    stage = DecoderStage(built(presets.decoder_tiny), DECODER, uses_image_embed=True)
+    plain = Draft(("a cat",), text=told(8, 32), image_embed=unit(16))
+    given = Known(torch.zeros(1, 3, 256, 256), torch.ones(1, 1, 256, 256))
+    needed = [picture_bytes(stage, draft, stage.defaults) for draft in (plain, replace(plain, known=given))]
+    assert None not in needed
+    assert needed[1] - needed[0] >= 4 * (3 + 1) * 256**2  # type: ignore[operator]
+    assert not given.image.is_meta
+
+
 def test_a_batch_takes_as_much_as_its_pictures() -> None:
     stage = DecoderStage(built(presets.decoder_tiny), DECODER, uses_image_embed=True)
     draft = Draft(("a cat",) * 4, text=told(8, 32, 4), image_embed=unit(16, 4))
@@ -229,19 +240,41 @@ def test_what_is_made_in_place_counts_once() -> None:
     assert counted(lambda x: (x + 1).mul_(2).relu_(), 10).most == 40
 
 
-def test_arithmetic_is_that_of_products_and_convolutions() -> None:
+def test_work_is_arithmetic_and_what_is_read_and_written() -> None:
     linear = torch.nn.Linear(8, 16, device="meta")
-    assert counted(linear, 3, 8).flop == 2 * 3 * 8 * 16
+    view = Work("other", 0, 0)  # of the weights, the other way round
+    read, written = 4 * (3 * 8 + 8 * 16 + 16), 4 * 3 * 16
+    product = Work("product", 2 * 3 * 8 * 16, read + written, shared=read)
+    assert counted(linear, 3, 8).work == {view: 1, product: 1}
     layer = torch.nn.Conv2d(4, 6, 3, padding=1, device="meta")
-    assert counted(layer, 2, 4, 5, 5).flop == 2 * (4 * 9) * 6 * (2 * 5 * 5)
-    assert counted(lambda x: x + x, 8).flop == 0
+    read, written = 4 * (2 * 4 * 25 + 6 * 4 * 9 + 6), 4 * 2 * 6 * 25
+    convolution = Work("convolution", 2 * (4 * 9) * 6 * (2 * 25), read + written, shared=read)
+    assert counted(layer, 2, 4, 5, 5).work == {convolution: 1}
+    assert counted(lambda x: x + x, 8).work == {Work("other", 0, 4 * 3 * 8, shared=4 * 2 * 8): 1}
+    assert counted(lambda x: x[:4].reshape(2, 2), 8).work == {view: 2}
+
+
+def test_what_is_made_meanwhile_is_of_each_picture() -> None:
+    def run(x: Tensor) -> None:
+        (x + x).relu_()
+
+    once = Work("other", 0, 4 * 2 * 8)  # in place: read and written
+    assert counted(run, 8).work == {Work("other", 0, 4 * 3 * 8, shared=4 * 2 * 8): 1, once: 1}
+
+
+def test_what_is_looked_up_is_not_read_as_a_whole() -> None:
+    table = torch.nn.Embedding(1000, 8, device="meta")
+    found = counted(lambda x: table(x.long()), 3)
+    assert Work("other", 0, 2 * 4 * 3 * 8) in found.work
 
 
 def test_attention_makes_no_scores() -> None:
     attend = torch.nn.functional.scaled_dot_product_attention
     found = counted(lambda x: attend(x, x, x), 1, 2, 1000, 8)
     assert found.most == 4 * 2 * 1000 * 8
-    assert found.flop == 2 * 2 * 1000 * 1000 * (8 + 8)
+    (once,) = found.work
+    flop = 2 * 1000 * 1000 * (2 * (8 + 8) + SCORE)
+    assert once == Work("attention", flop, 4 * 4 * 2 * 1000 * 8, 3 * 4 * 2 * 1000 * 8)
     seen = torch.ones(1, 1, 1, 1000, dtype=torch.bool, device="meta").expand(-1, -1, 1000, -1)
     masked = counted(lambda x: attend(x, x, x, attn_mask=seen), 1, 2, 1000, 8)
     assert masked.most == found.most + 4 * 1000 * 1000  # as numbers, for every query
@@ -265,7 +298,11 @@ def test_a_number_of_a_tensor_without_numbers_is_taken_for_true() -> None:
 def test_steps_cost_what_they_repeat() -> None:
     stage = DecoderStage(built(presets.decoder_tiny), DECODER, uses_image_embed=True)
     draft = Draft(("a cat",), text=told(8, 32), image_embed=unit(16))
-    flop = [found.flop for steps in (1, 2, 3, 30) if (found := cost(stage, draft, at(stage, steps)))]
+    flop = [
+        sum(count * one.flop for one, count in found.work.items())
+        for steps in (1, 2, 3, 30)
+        if (found := cost(stage, draft, at(stage, steps)))
+    ]
     each = flop[1] - flop[0]
     assert flop == [flop[0], flop[0] + each, flop[0] + 2 * each, flop[0] + 29 * each]
     network = stage.network
@@ -312,7 +349,7 @@ def test_room_is_shared_out_among_pictures() -> None:
         return 10 * one.square
 
     def most(room: int, *, asked: bool = False) -> tuple[int | None, bool, int]:
-        found = fit(stage, each, Room(weights + 50 + room, asked=asked), 50)
+        found = fit(stage, each, Room(weights + 50 + room, asked=asked), weights + 50)
         assert isinstance(found.stage, SuperResStage)
         return found.most, found.tight, found.stage.square
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
 import mmgen
+from mmgen.pipelines.clock import Clock
+from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.render.engine import Done, draw
 from mmgen.render.jobs import Job
@@ -17,6 +25,41 @@ from mmgen.types import StageSettings
 def load(folder: Path) -> TextToImage:
     """The model of a folder, where and as pictures are compared."""
     return mmgen.load(folder, device="cpu", dtype="float32")
+
+
+def drawn(
+    pipe: TextToImage,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    negative: str = "",
+    stages: Mapping[str, StageSettings] = MappingProxyType({}),
+) -> Draft:
+    """What a whole run leaves, all in one batch. stages: their settings."""
+    run = pipe.cascade.run(
+        Draft(tuple(prompts), negative), pipe.cascade.resolve(stages), seeds, Clock(torch.device("cpu"))
+    )
+    return finish(run)
+
+
+def image_of(draft: Draft) -> Tensor:
+    """Pictures in [-1, 1]."""
+    assert draft.image is not None
+    return draft.image
+
+
+def check_sampler(pipe: TextToImage, sampler: str, stages: Iterable[str], most: int = 3) -> None:
+    """A sampler in these stages draws a picture in 1, 2, ... `most` steps, and the same one again."""
+
+    def picture(steps: int) -> Image:
+        settings = StageSettings(sampler=sampler, steps=steps)
+        asked = dict.fromkeys(stages, settings)
+        return pipe("a red cat", seeds=[3], negative_prompt="snow", stages=asked, progress=False).images[0]
+
+    pictures = [picture(steps) for steps in range(1, most + 1)]
+    for one in pictures:
+        assert one.size == (pipe.sizes[-1], pipe.sizes[-1])
+        assert np.asarray(one).std() > 1
+    assert pictures[-1].tobytes() == picture(most).tobytes()
 
 
 def render(
