@@ -1,5 +1,6 @@
 # demo: one picture. test: every test. faults: 200 kills, and all else that must lose no picture. check: lint, types,
 # floors. bench: every benchmark. tree: the package as it is installed, for type checkers and editors.
+# Tests run file by file on all cores, one thread each: two processes of two threads on two cores take ten times as long.
 # Another Python: make test PYTHON=python3.12
 SHELL := bash -o pipefail
 PYTHON ?= python3
@@ -13,7 +14,7 @@ demo: $(VENV)/.installed
 	@echo "the picture: $$($(BIN)/mmgen generate "$(PROMPT)" --size 1024 --seed 1)"
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --junit-xml=build/pytest.xml
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --junit-xml=build/pytest.xml
 
 faults: $(VENV)/.installed-test
 	MMGEN_KILLS=200 $(BIN)/python -m pytest -rs --durations=5 tests/faults tests/render/test_folder.py tests/render/test_engine.py

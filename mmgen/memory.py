@@ -78,17 +78,21 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
 def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Move and cast for inference, convolutions channels last."""
     module = module.eval().requires_grad_(False)
-    # of videos they have five sides, and torch has no such order for both kinds
-    videos = any(value.ndim > 4 for value in module.parameters())
-    order = torch.preserve_format if videos else torch.channels_last
     # not Module.to(dtype) of diffusers' mixin, which prints; one pass does all three
-    nn.Module.to(module, device=device, dtype=dtype, memory_format=order)  # type: ignore[call-overload]
+    nn.Module.to(module, device=device, dtype=dtype, memory_format=layout(module))  # type: ignore[call-overload]
     for part in module.modules() if device.type == "cpu" else ():
         for value in (*part._parameters.values(), *part._buffers.values()):
             # a part of the mapped file, which would stay in memory as a whole beside what was made of its other parts
             if value is not None and not value.untyped_storage().resizable():
                 value.data = value.data.clone()
     return module
+
+
+def layout(module: nn.Module) -> torch.memory_format:
+    """Of the convolutions of a network that is placed: channels last, or those of videos as their files have them."""
+    # these have five sides, and torch has no such order for both kinds
+    videos = any(value.ndim > 4 for value in module.parameters())
+    return torch.preserve_format if videos else torch.channels_last
 
 
 def free_bytes(device: torch.device) -> int:
@@ -343,10 +347,14 @@ def stream(network: nn.Module, device: torch.device, weights: Mapping[str, Tenso
 
 
 def _layers(network: nn.Module) -> set[nn.Module]:
-    """Those whose weights are streamed: not that of the first parameter, by which libraries tell a network's device."""
-    first = next(network.parameters(), None)
+    """Those whose weights are streamed: not with a tensor that another part has too, nor with the first parameter, by
+    which libraries tell a network's device."""
     found = {module for module in network.modules() if type(module) in LAYERS}
-    return {layer for layer in found if all(value is not first for value in layer.parameters())}
+    stay = {
+        value for module in network.modules() if module not in found for value in module._parameters.values()
+    }
+    stay.add(next(network.parameters(), None))
+    return {layer for layer in found if stay.isdisjoint(layer.parameters())}
 
 
 def streamed_bytes(network: nn.Module) -> int:
@@ -358,19 +366,19 @@ def streamed_bytes(network: nn.Module) -> int:
 
 
 def _unhook(networks: Iterable[nn.Module]) -> list[tuple[nn.Module, Any]]:
-    """Take the hooks of accelerate out of networks. Returns where each was."""
+    """Take the hooks of accelerate out of networks, also those that an interruption left half-way. Returns where each
+    was."""
+    # the first that accelerate puts into a layer, and the last that it takes out
     hooked = [
-        (module, module._hf_hook)
-        for network in networks
-        for module in network.modules()
-        if hasattr(module, "_hf_hook")
+        module for network in networks for module in network.modules() if hasattr(module, "_old_forward")
     ]
+    found = [(module, module._hf_hook) for module in hooked if hasattr(module, "_hf_hook")]
     if hooked:
         from accelerate.hooks import remove_hook_from_module
 
-        for module, _ in hooked:
+        for module in hooked:
             remove_hook_from_module(module)
-    return hooked
+    return found
 
 
 def _hook(hooked: list[tuple[nn.Module, Any]]) -> None:

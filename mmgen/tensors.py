@@ -81,6 +81,8 @@ def check_numbers(what: str, tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         if not value.numel():
             continue
+        if not value.is_floating_point():
+            value = value.long()  # not all whole numbers of headers have extremes in torch
         extremes = torch.stack(value.aminmax())  # one pass without a copy, and NaN wherever there is one
         if value.is_floating_point() and not bool(extremes.isfinite().all()):
             raise ModelError(f"{what}: the weights {shown(name)} hold NaN or infinity; they can draw nothing")

@@ -12,7 +12,8 @@ from mmgen.noise import Noise
 from mmgen.pipelines import forms
 from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.forms import StageForm
-from mmgen.pipelines.stage import Draft, Enlarger, Stage
+from mmgen.pipelines.stage import Checker, Draft, Enlarger, FromNoise, Stage, Told
+from mmgen.pipelines.text_stage import TextStage
 from mmgen.schedulers.samplers import Step, sampler
 from mmgen.types import SAMPLERS, StageSettings
 
@@ -21,7 +22,7 @@ FROM_A_PICTURE = frozenset({"prompts", "image"})
 
 
 class Cascade:
-    """Ordered stages. Raises UsageError when a stage needs what no stage before it gives.
+    """Ordered stages. Raises UsageError when a stage needs what no stage before it gives, or is told other texts.
 
     residency: of their networks; None: they stay where they are. begins: the fields of the Draft that are there at the
     beginning.
@@ -47,6 +48,7 @@ class Cascade:
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise UsageError(f"two stages have one name: {', '.join(names)}")
+        _check_texts(self.stages)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,7 +94,10 @@ class Cascade:
         """Every stage in turn, each with its own noise and watched by the clock. Yields every step of every stage.
 
         stages: as `resolve` gives them. Networks that do not fit on the device together are there for their turn only.
+        Raises UsageError at the first step for a picture that is drawn over, where a stage cannot begin with one.
         """
+        if draft.known is not None:
+            _check_over(self.stages)
         with self.residency:
             for stage in self.stages:
                 settings = stages.get(stage.name, StageSettings())
@@ -111,9 +116,28 @@ def complete(stage: Stage, settings: StageSettings) -> StageSettings:
     return settings
 
 
+def _check_texts(stages: Sequence[Stage]) -> None:
+    """Raise UsageError for a stage that is told texts of another encoder than its network knows."""
+    before: Stage | None = None
+    for stage in stages:
+        if isinstance(stage, Told) and isinstance(before, TextStage):
+            stage.check_text(before.width)
+        if "text" in stage.gives:
+            before = stage
+
+
+def _check_over(stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        if isinstance(stage, FromNoise):
+            raise UsageError(
+                f"stage {stage.name!r} of this model cannot begin with a picture: choose another {stage.instead}"
+            )
+
+
 def _form(stage: Stage) -> StageForm:
     factor = stage.factor if isinstance(stage, Enlarger) else None
-    return StageForm(stage.name, stage.takes, stage.defaults, stage.size, factor)
+    check = stage.check if isinstance(stage, Checker) else None
+    return StageForm(stage.name, stage.takes, stage.defaults, stage.size, factor, check)
 
 
 def _check_foreign(stage: str, settings: StageSettings) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from mmgen.component import weight_header
 from mmgen.errors import ModelError, UsageError
 from mmgen.pipelines import hub, sources
-from mmgen.pipelines.checkpoint import entries, problems
+from mmgen.pipelines.checkpoint import CONFIG, entries, problems
 from mmgen.pipelines.forms import StageForm, resolve, sides, up_to
 from mmgen.pipelines.reference import Reference
 from mmgen.pipelines.sources import available, find, find_lora, is_alone, is_single_file, locate
@@ -137,8 +137,7 @@ def verify(name_or_folder: str | Path) -> list[str]:
     ]
     snapshots = [hub.snapshot_of(find_lora(lora.file, fetch=False)) for lora in asked.loras]
     found = [one for folder in (*folders, *filter(None, snapshots)) for one in hub.damaged(folder)]
-    # what such a component lacks is found where it is looked at as a part of the model
-    found += [one for folder in folders if not is_alone(folder) for one in problems(folder)]
+    found += [one for folder in folders for one in problems(folder, (CONFIG,) if is_alone(folder) else None)]
     return found or _incomplete(name_or_folder)
 
 

@@ -143,7 +143,8 @@ def check_link(path: Path, folder: Path) -> None:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """The folders that are there of those that the index names."""
+    """The folders that are there of those that the index names. Raises ModelError for an index that lies elsewhere."""
+    check_link(folder / INDEX, folder)
     return [folder / name for name in part_names(read_json(folder / INDEX)) if (folder / name).is_dir()]
 
 

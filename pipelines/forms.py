@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from mmgen.errors import UsageError
@@ -30,7 +30,8 @@ FACTOR = 4  # of a super-resolution stage: its picture's side in that of the pic
 class StageForm:
     """What is known of a stage without its networks. As in `mmgen.pipelines.stage.Stage`.
 
-    factor: of one that enlarges pictures, the sides of what it makes in those of what it is given.
+    factor: of one that enlarges pictures, the sides of what it makes in those of what it is given. check: raises
+    UsageError for completed settings that the stage takes, and that its network cannot follow.
     """
 
     name: str
@@ -38,6 +39,7 @@ class StageForm:
     defaults: StageSettings
     size: int | None = None
     factor: float | None = None
+    check: Callable[[StageSettings], None] | None = None
 
     @property
     def told(self) -> bool:
@@ -91,7 +93,7 @@ def enlarging(forms: Sequence[StageForm], side: int, prompt: str, model: str) ->
 def complete(form: StageForm, settings: StageSettings) -> StageSettings:
     """Every setting of one stage, by its default where it is not given.
 
-    Raises UsageError for a setting that the stage or its sampler ignores.
+    Raises UsageError for a setting that the stage or its sampler ignores, and for what the stage cannot follow.
     """
     if ignored := [name for name in settings.to_dict() if name not in form.takes]:
         taken = [field.name for field in fields(StageSettings) if field.name in form.takes]
@@ -109,6 +111,8 @@ def complete(form: StageForm, settings: StageSettings) -> StageSettings:
             )
         except UsageError as error:
             raise UsageError(f"stage {form.name!r}: {error}") from None
+    if form.check is not None:
+        form.check(settings)
     return settings
 
 

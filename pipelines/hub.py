@@ -34,7 +34,8 @@ SECONDS = 30.0  # in which the Hub must answer
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@([A-Za-z0-9_][\w./-]*))?", re.ASCII)
 # owner/name, a revision without a slash, and a file of it
 FILE = re.compile(
-    r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*(?:@[A-Za-z0-9_][\w.-]*)?)(?:/(.+\.safetensors))?", re.ASCII
+    r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*(?:@[A-Za-z0-9_][\w.-]*)?)(?:/([^/\\].*\.safetensors))?",
+    re.ASCII,
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DEFAULT_REVISION = "main"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmgen.memory import named_tensors
+from mmgen.memory import layout, named_tensors
 
 
 class Parts(Mapping[str, Tensor]):
@@ -27,14 +27,14 @@ class Parts(Mapping[str, Tensor]):
         cut: Callable[[str, Tensor], Tensor] = lambda _name, value: value,
     ) -> None:
         self._like = {name: value.to("meta") for name, value in named_tensors(network).items()}
-        self._held, self._check, self._cut = held, check, cut
+        self._held, self._check, self._cut, self._layout = held, check, cut, layout(network)
 
     def __getitem__(self, name: str) -> Tensor:
         self._check()
         like, value = self._like[name], self._cut(name, self._held[name])
         last = like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last)
         # by the same call as in `place`: the layout of kernels of one pixel is not of one kind, and kernels look at it
-        value = value.to(like.dtype, memory_format=torch.channels_last if last else torch.preserve_format)
+        value = value.to(like.dtype, memory_format=self._layout if last else torch.preserve_format)
         return value if value.untyped_storage().resizable() else value.clone()
 
     def __iter__(self) -> Iterator[str]:

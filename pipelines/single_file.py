@@ -546,7 +546,7 @@ def _tokenizer(file: SingleFile, text: _Text, network: Any) -> Any:
 def _cut_shape(piece: Piece, shape: list[int]) -> list[int]:
     """Of a piece, from that of its tensor in the file."""
     if piece.third is not None:
-        return [shape[0] // 3, *shape[1:]] if shape else shape
+        return [shape[0] // 3, *shape[1:]] if shape and shape[0] % 3 == 0 else shape
     if piece.flat and all(side == 1 for side in shape[2:]):
         return shape[:2]
     return shape[::-1] if piece.turned else shape

@@ -514,10 +514,9 @@ def is_alone(folder: Path) -> bool:
 
 def _alone(folder: Path, name: str, kinds: Sequence[Kind]) -> Source:
     """A folder that is itself a component. Raises ModelError if it is not whole, or of no class that is taken."""
-    check_link(folder / CONFIG, folder)
-    kind, files = kind_of(folder, kinds), list(weight_files(folder))
-    for file in files:
-        check_link(file, folder)
+    for path in (folder / CONFIG, *sorted(folder.glob("*.safetensors*"))):
+        check_link(path, folder)
+    kind, files = kind_of(folder, kinds), weight_files(folder)
     only = (CONFIG, *(file.name for file in files))
     return Source(folder, {"name": folder.name, ".": list(kind)}, {name: "."}, {}, only=only)
 

@@ -68,6 +68,28 @@ class Enlarger(Protocol):
     factor: float
 
 
+@runtime_checkable
+class Checker(Protocol):
+    """A stage whose network cannot follow all settings that it takes. check: as of a `StageForm`."""
+
+    def check(self, settings: StageSettings) -> None: ...
+
+
+@runtime_checkable
+class FromNoise(Protocol):
+    """A stage that cannot draw over a given picture. instead: the option that chooses another."""
+
+    instead: str
+
+
+@runtime_checkable
+class Told(Protocol):
+    """A stage that is told the texts of another's encoder."""
+
+    def check_text(self, width: int) -> None:
+        """Raise UsageError for token states of a width that its network does not take."""
+
+
 def finish(run: Generator[Step, None, Outcome]) -> Outcome:
     """Run a stream of steps to its end, for what it returns there."""
     while True:

@@ -54,6 +54,11 @@ class TextStage:
             one.model for one in (encoder, beside) if one is not None
         )
 
+    @property
+    def width(self) -> int:
+        """Of the states of a token."""
+        return self.encoder.width + (0 if self.beside is None else self.beside.width)
+
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
         yield from ()
         if not draft.negative_prompt.strip() and (self.zeros or self.length is None):

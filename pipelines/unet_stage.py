@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mmgen.conditioning import Conditioning
-from mmgen.errors import UsageError
 from mmgen.noise import Noise
 from mmgen.pipelines.adapters import SizedUNet, TextUNet
 from mmgen.pipelines.denoiser import make_denoiser
@@ -31,6 +30,7 @@ class UNetStage:
 
     name = "decoder"
     needs = frozenset({"text"})
+    instead = "--model"
 
     def __init__(
         self, network: Any, defaults: StageSettings, *, schedule: DiscreteSchedule, kind: PredictionKind
@@ -39,10 +39,6 @@ class UNetStage:
         self.networks: tuple[nn.Module, ...] = (network,)
 
     def _steps(self, draft: Draft, settings: StageSettings, noise: Noise) -> Iterator[Step]:
-        if draft.known is not None:
-            raise UsageError(
-                f"stage {self.name!r} of this model cannot begin with a picture: choose another --model"
-            )
         config = self.network.config
         x = noise.draw((config.in_channels, config.sample_size, config.sample_size))
         x, schedule, by = self._begun(x.to(self.network.device), settings)

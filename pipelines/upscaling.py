@@ -94,25 +94,18 @@ class ShownUNet(Face):
 class Corruption:
     """The noise in the pictures that a network was shown in its training: Ho et al. 2021, arXiv:2106.15282.
 
-    schedule: of that noise. most: the largest training step of it that the network saw; None: all.
+    schedule: of that noise.
     """
 
     schedule: DiscreteSchedule
-    most: int | None = None
 
-    def step(self, level: float, stage: str) -> int:
+    def step(self, level: float) -> int:
         """The training step that a noise_level stands for: that part of them all, 0.25 of 1000 is step 250.
 
-        The last one also stands for 1. Raises UsageError for one that the network never saw. stage: for the error.
+        The last one also stands for 1.
         """
         count = len(self.schedule.betas)
-        step = min(round(level * count), count - 1)
-        if self.most is not None and step > self.most:
-            raise UsageError(
-                f"stage {stage!r} takes a noise_level of at most {self.most / count:g}, as its network was trained: "
-                f"{level:g} is more"
-            )
-        return step
+        return min(round(level * count), count - 1)
 
     def noised(self, picture: Tensor, step: int, noise: Noise) -> Tensor:
         """[B, 3, h, w], as it was at that step of the training."""
@@ -128,6 +121,7 @@ class ShownStage(UNetStage):
     """
 
     needs = frozenset({"text", "image"})
+    instead = "--upscaler"
     corruption: Corruption
     square: int
 
@@ -136,18 +130,16 @@ class ShownStage(UNetStage):
     ) -> Iterator[Step]:
         """shown: [B, 3, h, w]; x is [B, channels, h, w].
 
-        Raises UsageError for a picture that is drawn over, and for texts of another encoder than the network knows.
+        Raises UsageError for texts of another encoder than the network knows.
         """
-        if draft.known is not None:
-            raise UsageError(f"stage {self.name!r} cannot begin with a picture: choose another --upscaler")
         if draft.text is None:
             raise ValueError(f"stage {self.name!r} needs text")
-        self._check_text(given(draft.text.text, "text"))
+        self.check_text(given(draft.text.text, "text").shape[-1])
         if draft.negative is None:
             raise ValueError(f"stage {self.name!r} needs what guidance leads away from")
         (height, width), shown = shown.shape[-2:], padded(shown, self.network.config)
         x = noise.draw((channels, *shown.shape[-2:])).to(self.network.device)
-        step = self.corruption.step(resolved(settings.noise_level, "noise_level", self.name), self.name)
+        step = self.corruption.step(resolved(settings.noise_level, "noise_level", self.name))
         noised = self.corruption.noised(shown, step, noise)
         x, schedule, by = self._begun(x, settings)
         denoise = make_denoiser(
@@ -162,12 +154,13 @@ class ShownStage(UNetStage):
         run = diffuse(denoise, x, settings, noise, stage=self.name, by=by, schedule=schedule)
         yield from cropped(run, height, width)
 
-    def _check_text(self, text: Tensor) -> None:
+    def check_text(self, width: int) -> None:
+        """Raise UsageError for texts of another width than the network is told."""
         config = self.network.config
-        width = config.encoder_hid_dim or config.cross_attention_dim
-        if text.shape[-1] != width:
+        own = config.encoder_hid_dim or config.cross_attention_dim
+        if width != own:
             raise UsageError(
-                f"stage {self.name!r} is told texts of width {width}, and those of this model have {text.shape[-1]}: "
+                f"stage {self.name!r} is told texts of width {own}, and those of this model have {width}: "
                 "give it as --upscaler of a model with the text encoder that it was trained with"
             )
 
@@ -207,6 +200,7 @@ class LatentSuperResStage(ShownStage, LatentStage):
     """Diffuses the larger picture in the space of a VAE, whose latents have the side of the picture that is enlarged.
 
     larger: side of what the VAE makes of them, by which the stage is called. factor: pixels of that in one latent.
+    check: as of a `StageForm`.
     Source: Rombach et al. 2022, arXiv:2112.10752, section 4.4, and the upscaler published since.
     """
 
@@ -223,9 +217,11 @@ class LatentSuperResStage(ShownStage, LatentStage):
         corruption: Corruption,
         larger: int,
         factor: int,
+        check: Callable[[StageSettings], None],
     ) -> None:
         super().__init__(network, defaults, schedule=schedule, kind=kind, colours=colours)
         self.corruption, self.factor, self.name = corruption, factor, super_res_name(larger)
+        self.check = check
         self.square = SQUARE // factor
 
     def _steps(self, draft: Draft, settings: StageSettings, noise: Noise) -> Iterator[Step]:

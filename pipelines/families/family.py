@@ -104,6 +104,15 @@ def check_scale(vae: Mapping[str, Any]) -> None:
         raise ValueError(f"vae/config.json: shift_factor is {shift!r}, and must be a number or null")
 
 
+def train_steps(scheduler: Mapping[str, Any]) -> int:
+    """How many steps a network was trained in, by the file of its scheduler. Raises ValueError if it does not say."""
+    betas = scheduler.get("trained_betas")
+    count = len(betas) if isinstance(betas, list) else scheduler.get("num_train_timesteps")
+    if type(count) is not int or count < 1:
+        raise ValueError(f"scheduler config has num_train_timesteps {count!r}: it must be a number of steps")
+    return count
+
+
 def limit_of(config: Mapping[str, Any]) -> float | None:
     """How large the entries of x0 may become in the steps of a scheduler's file; None: it does not say how large.
 
@@ -150,13 +159,14 @@ def check_channels(unet: Any, channels: int, of: str, kind: str, shown: int = 0)
         )
 
 
-def check_fields(part: str, config: Any, needed: Mapping[str, Any]) -> None:
-    """Raise ValueError for a configuration that says something else in these fields. part: whose, for the error."""
+def check_fields(
+    part: str, config: Any, needed: Mapping[str, Any], why: str = "beside the other parts it must be"
+) -> None:
+    """Raise ValueError for a configuration that says something else in these fields. part, why: for the error."""
     for name, value in needed.items():
-        if config.get(name) != value:
-            raise ValueError(
-                f"{part} has {name} {config.get(name)!r}, but beside the other parts it must be {value!r}"
-            )
+        said = config.get(name)
+        if (list(said) if isinstance(said, tuple) else said) != value:
+            raise ValueError(f"{part} has {name} {said!r}, but {why} {value!r}")
 
 
 def check_told(unet: Any, name: str, width: int, ways: Mapping[str, str] | None = None) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from mmgen.errors import UsageError
 from mmgen.pipelines.families.family import (
     SCHEDULER,
     Family,
@@ -14,6 +17,7 @@ from mmgen.pipelines.families.family import (
     check_told,
     enlargement,
     side_of,
+    train_steps,
 )
 from mmgen.pipelines.forms import (
     LATENT_TAKES,
@@ -22,7 +26,7 @@ from mmgen.pipelines.forms import (
     VAE_TAKES,
     StageForm,
 )
-from mmgen.types import StageSettings
+from mmgen.types import SAMPLERS, StageSettings
 
 LATENT = StageSettings(steps=30, sampler="dpmpp-2m", guidance_scale=5.0)
 REFINED = StageSettings(steps=15, sampler="dpmpp-2m", guidance_scale=5.0, noise_level=0.3)
@@ -164,13 +168,38 @@ def _refined_forms(
     return [*forms[:-1], *_refiner_forms(index, configs), forms[-1]]
 
 
-def _refiner_forms(index: Mapping[str, Any], _configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
+def _refiner_forms(index: Mapping[str, Any], configs: Mapping[str, Any]) -> tuple[StageForm, ...]:
     _zeros(index)
     _is_scored(index)
+    check = partial(check_refined, train_steps(configs["scheduler"]))
     return (
         StageForm("refiner-text", TEXT_TAKES, StageSettings()),
-        StageForm("refiner", REFINER_TAKES, REFINED),
+        StageForm("refiner", REFINER_TAKES, REFINED, check=check),
     )
+
+
+def whole_run(steps: int, level: float) -> int:
+    """How many steps a run from pure noise has of which a refiner takes the last, from a noise_level above 0."""
+    return max(steps, round(min(steps / level, sys.maxsize)))
+
+
+def check_refined(trained: int, settings: StageSettings) -> None:
+    """Raise UsageError for completed settings of a refiner that cannot be meant. trained: steps of its training."""
+    steps, level, sampler = settings.steps, settings.noise_level, settings.sampler
+    assert steps is not None
+    assert level is not None
+    if sampler not in SAMPLERS:
+        raise UsageError(
+            f"stage 'refiner': {sampler} only runs all the way from noise to picture, and a refiner takes the last "
+            f"part: choose one of {', '.join(SAMPLERS)}"
+        )
+    if level == 0:
+        raise UsageError("stage 'refiner': a noise_level of 0 refines nothing, leave the refiner out")
+    if (whole := whole_run(steps, level)) > trained:
+        raise UsageError(
+            f"stage 'refiner': {steps} steps from a noise_level of {level:g} are the last of {whole:,}, and the "
+            f"network was trained in {trained:,}: ask for fewer, or for a larger noise_level"
+        )
 
 
 def _is_scored(index: Mapping[str, Any]) -> bool:

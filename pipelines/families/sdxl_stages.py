@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from mmgen.conditioning import Conditioning, given
-from mmgen.errors import UsageError
 from mmgen.noise import Noise
 from mmgen.pipelines.denoiser import make_denoiser
-from mmgen.pipelines.families.sdxl import REFINER_TAKES
+from mmgen.pipelines.families.sdxl import REFINER_TAKES, check_refined, whole_run
 from mmgen.pipelines.sampling import diffuse, resolved
 from mmgen.pipelines.stage import Draft
 from mmgen.pipelines.unet_stage import SizedLatentStage
@@ -53,7 +52,8 @@ class RefinerStage(SizedLatentStage):
 
     def _steps(self, draft: Draft, settings: StageSettings, noise: Noise) -> Iterator[Step]:
         latent = given(draft.latent, "latent")
-        steps, whole = resolved(settings.steps, "steps", self.name), self._whole(settings)
+        steps = resolved(settings.steps, "steps", self.name)
+        whole = whole_run(steps, resolved(settings.noise_level, "noise_level", self.name))
         begin = self.schedule.times(whole)[-steps - 1]
         denoise = make_denoiser(
             *self._told(draft), settings, stage=self.name, schedule=self.schedule, kind=self.kind
@@ -68,21 +68,9 @@ class RefinerStage(SizedLatentStage):
             schedule=self.schedule,
         )
 
-    def _whole(self, settings: StageSettings) -> int:
-        """How many steps the run from pure noise would have of which only the last are taken."""
-        level = resolved(settings.noise_level, "noise_level", self.name)
-        steps = resolved(settings.steps, "steps", self.name)
-        if level == 0:
-            raise UsageError(
-                f"stage {self.name!r}: a noise_level of 0 refines nothing, leave the refiner out"
-            )
-        whole, most = max(steps, round(steps / level)), len(self.schedule.betas)
-        if whole > most:
-            raise UsageError(
-                f"stage {self.name!r}: {steps} steps from a noise_level of {level:g} are the last of {whole:,}, and "
-                f"the network was trained in {most:,}: ask for fewer, or for a larger noise_level"
-            )
-        return whole
+    def check(self, settings: StageSettings) -> None:
+        """Raise UsageError for settings that cannot be meant."""
+        check_refined(len(self.schedule.betas), settings)
 
     def _told(self, draft: Draft) -> tuple[Any, Conditioning, Conditioning]:
         network, text, negative = super()._told(draft)

@@ -87,7 +87,7 @@ class NoisedEmbedStage(LatentStage):
     @torch.no_grad()
     def _labels(self, embed: Tensor, settings: StageSettings, noise: Noise) -> Tensor:
         """[B, 2E]: the noised embedding, and the training step of its noise as sinusoids."""
-        step = self.corruption.step(resolved(settings.noise_level, "noise_level", self.name), self.name)
+        step = self.corruption.step(resolved(settings.noise_level, "noise_level", self.name))
         mean, std = self.normalizer.mean.float(), self.normalizer.std.float()
         noised = self.corruption.noised((embed - mean) / std, step, noise) * std + mean
         steps = torch.full((len(embed),), step / 1000, device=embed.device)

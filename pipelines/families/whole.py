@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from mmgen.pipelines.families.family import SCHEDULER, Family, check_scale, enlargement, side_of
+from mmgen.pipelines.families.family import SCHEDULER, Family, check_fields, check_scale, enlargement, side_of
 from mmgen.pipelines.forms import TEXT_TAKES, VAE_TAKES, StageForm
 from mmgen.types import StageSettings
 
@@ -244,7 +244,8 @@ def _join(pipeline: str, parts: Mapping[str, Any], index: Mapping[str, Any]) -> 
 
     whole, transformer = WHOLE[pipeline], parts["transformer"]
     encoders = {name: parts[name] for name in whole.encoders}
-    _check_fixed(whole, transformer.config)
+    check_fields("transformer", transformer.config, whole.fixed, f"models of family {whole.family} have")
+    _check_axes(transformer.config)
     _check_widths(whole, transformer.config, encoders)
     check_scheduler(parts["scheduler"])
     text_stage = WholeTextStage if whole.chat is None else ChatTextStage
@@ -262,6 +263,7 @@ def _of_latents(pipeline: str, parts: Mapping[str, Any], _index: Mapping[str, An
     _check_channels(transformer.config, channels * (4 if whole.packed else 1), "latents of this VAE")
     compute_tables(transformer)
     side, defaults = _latent_side(whole, configs), whole.settings(configs)
+    _check_side(transformer.config, side, "sample_size")
     vae_stage = FrameVaeStage if whole.framed else VaeStage
     return [
         WholeStage(pipeline, transformer, parts["scheduler"], defaults, side=side, channels=channels),
@@ -275,10 +277,7 @@ def _of_pixels(pipeline: str, parts: Mapping[str, Any], index: Mapping[str, Any]
     whole, transformer = WHOLE[pipeline], parts["transformer"]
     _check_channels(transformer.config, COLOURS, "pictures")
     side = _pixel_side(whole, index)
-    if side % transformer.config.patch_size:
-        raise ValueError(
-            f"default_sample_size is {side}, which patches of {transformer.config.patch_size} px do not fill"
-        )
+    _check_side(transformer.config, side, "default_sample_size")
     return [
         WholePixelStage(
             pipeline,
@@ -346,21 +345,31 @@ def _channels(whole: Whole, vae: Any) -> int:
         return int(vae.latent_channels)
     for name in ("latents_mean", "latents_std"):
         values = vae[name]
-        if len(values) != vae.z_dim or not all(type(one) in (int, float) for one in values):
+        numbers = isinstance(values, list | tuple) and all(type(one) in (int, float) for one in values)
+        if not numbers or len(values) != vae.z_dim:
             raise ValueError(f"vae/config.json: {name} must be {vae.z_dim} numbers, one for each channel")
     if 0 in vae.latents_std:
         raise ValueError("vae/config.json: latents_std holds 0, and must be numbers other than 0")
     return int(vae.z_dim)
 
 
-def _check_fixed(whole: Whole, transformer: Any) -> None:
-    """Raise ValueError for a transformer that must be called in another way."""
-    for name, value in whole.fixed.items():
-        said = transformer[name]
-        if (list(said) if isinstance(said, tuple) else said) != value:
-            raise ValueError(
-                f"transformer has {name} {said!r}: models of family {whole.family} are drawn with {value!r}"
-            )
+def _check_axes(transformer: Any) -> None:
+    """Raise ValueError for one whose heads are not turned by what a place is told as: of what, row and column."""
+    axes = list(transformer.get("axes_dims_rope", ()))
+    if axes and (len(axes) != 3 or any(one % 2 for one in axes) or sum(axes) != transformer.attention_head_dim):
+        raise ValueError(
+            f"transformer has axes_dims_rope {axes}, which must be 3 even numbers, "
+            f"{transformer.attention_head_dim} together, its attention_head_dim"
+        )
+
+
+def _check_side(transformer: Any, side: int, said: str) -> None:
+    """Raise ValueError for a side that it cannot cut into patches. said: what says it, for the error."""
+    patch, most = transformer.get("patch_size", 1), transformer.get("pos_embed_max_size")
+    if side % patch:
+        raise ValueError(f"{said} is {side}, which patches of {patch} do not fill")
+    if most is not None and side // patch > most:
+        raise ValueError(f"{said} is {side}, and pos_embed_max_size {most}: it knows no more patches of {patch}")
 
 
 def _check_channels(transformer: Any, channels: int, of: str) -> None:

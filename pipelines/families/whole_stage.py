@@ -298,20 +298,10 @@ def mended(text: str) -> str:
 
 
 def compute_tables(transformer: Any) -> None:
-    """Compute the angles of one that was built on the meta device and keeps them as plain attributes.
-
-    Raises ValueError where its configuration says other angles than its heads have.
-    """
+    """Compute the angles of one that was built on the meta device and keeps them as plain attributes."""
     rope: Any = getattr(transformer, "pos_embed", None)
-    if not isinstance(getattr(rope, "pos_freqs", None), Tensor):
-        return
-    config = transformer.config
-    if sum(config.axes_dims_rope) != config.attention_head_dim:
-        raise ValueError(
-            f"transformer has axes_dims_rope {list(config.axes_dims_rope)}, which must be "
-            f"{config.attention_head_dim} together, its attention_head_dim"
-        )
-    transformer.pos_embed = type(rope)(rope.theta, rope.axes_dim, rope.scale_rope)
+    if isinstance(getattr(rope, "pos_freqs", None), Tensor):
+        transformer.pos_embed = type(rope)(rope.theta, rope.axes_dim, rope.scale_rope)
 
 
 def check_scheduler(values: Mapping[str, Any]) -> None:

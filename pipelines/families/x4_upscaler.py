@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from mmgen.errors import UsageError
 from mmgen.pipelines.families.family import (
     SCHEDULER,
     Family,
@@ -14,6 +16,7 @@ from mmgen.pipelines.families.family import (
     check_told,
     enlargement,
     side_of,
+    train_steps,
 )
 from mmgen.pipelines.forms import NOISED_LATENT_TAKES, TEXT_TAKES, VAE_TAKES, StageForm, super_res_name
 from mmgen.types import StageSettings
@@ -55,7 +58,8 @@ def _x4(parts: Mapping[str, Any], index: Mapping[str, Any], side: int) -> list[A
             schedule=schedule,
             kind=kind,
             colours=colours(vae),
-            corruption=Corruption(noising, _most_noise(index)),
+            corruption=Corruption(noising),
+            check=_check(index, parts, size),
             larger=size,
             factor=factor,
         ),
@@ -64,21 +68,35 @@ def _x4(parts: Mapping[str, Any], index: Mapping[str, Any], side: int) -> list[A
 
 
 def _x4_forms(index: Mapping[str, Any], configs: Mapping[str, Any], side: int) -> tuple[StageForm, ...]:
-    _most_noise(index)
     factor = enlargement(configs["vae"])
     size = side * factor
     return (
         StageForm(f"text-{size}", TEXT_TAKES, StageSettings()),
-        StageForm(super_res_name(size), NOISED_LATENT_TAKES, X4, factor=factor),
+        StageForm(
+            super_res_name(size), NOISED_LATENT_TAKES, X4, factor=factor, check=_check(index, configs, size)
+        ),
         StageForm(f"vae-{size}", VAE_TAKES, StageSettings(), size),
     )
 
 
-def _most_noise(index: Mapping[str, Any]) -> int:
+def _check(index: Mapping[str, Any], data: Mapping[str, Any], size: int) -> Callable[[StageSettings], None]:
+    """What its settings are checked by."""
     most = index.get("max_noise_level", MOST_NOISE)
     if type(most) is not int or most < 0:
         raise ValueError(f"max_noise_level is {most!r} in the index: it must be a training step")
-    return most
+    count = train_steps(data["low_res_scheduler"])
+    return partial(check_noise, super_res_name(size), min(most, count) / count)
+
+
+def check_noise(stage: str, most: float, settings: StageSettings) -> None:
+    """Raise UsageError for more noise in the picture that is shown than the network saw in its training.
+
+    most: the largest noise_level that it saw. stage: for the error.
+    """
+    if (level := settings.noise_level) is not None and level > most:
+        raise UsageError(
+            f"stage {stage!r} takes a noise_level of at most {most:g}, as its network was trained: {level:g} is more"
+        )
 
 
 def _alone(parts: Mapping[str, Any], index: Mapping[str, Any]) -> list[Any]:

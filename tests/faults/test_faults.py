@@ -269,11 +269,14 @@ def test_a_signal(
         return draft
 
     monkeypatch.setattr(PriorStage, "run", interrupted)
-    before = signal.signal(signal.SIGTERM, command._terminate)  # as the installed command begins
+    # as the installed command begins; a shell's background jobs, such as these tests may be, ignore SIGINT
+    handlers = {signal.SIGTERM: command._terminate, signal.SIGINT: signal.default_int_handler}
+    before = {one: signal.signal(one, handler) for one, handler in handlers.items()}
     try:
         done = batch.run()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
     assert done.code == code
     assert "ending after the batch in flight" in done.err
     assert (calls[0], finished[0]) == (2, 3 - times)

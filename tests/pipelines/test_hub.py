@@ -625,7 +625,7 @@ def test_names_of_files() -> None:
     assert hub.parse_file("a/b@v1") == (hub.HubModel("a/b", "v1"), None)
     assert hub.parse_file("a/b@v1/c/d.safetensors") == (hub.HubModel("a/b", "v1"), "c/d.safetensors")
     for text in ("a", "a.safetensors", "a/b.safetensors", "./a/b.safetensors", "/a/b/c.safetensors", "a/b/c",
-                 "a/b/../c.safetensors", "a/b/c.bin"):  # fmt: skip
+                 "a/b//c.safetensors", "a/b/../c.safetensors", "a/b/c.bin"):  # fmt: skip
         assert hub.parse_file(text) is None, text
 
 

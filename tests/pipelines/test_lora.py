@@ -460,6 +460,17 @@ def test_numbers_that_can_draw_nothing(
         fused(folder, (file, WEIGHT))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int64])
+def test_an_alpha_may_be_a_whole_number(folder: Path, file: Path, dtype: torch.dtype) -> None:
+    found = []
+    for alpha in (torch.tensor(2.0), torch.tensor(2, dtype=dtype)):
+        rewrite(file, alpha=alpha)
+        found.append(network(folder, "unet"))
+        lora.fuse(found[-1], lora.look(file), "unet", WEIGHT)
+    floats, whole = (part.state_dict() for part in found)
+    assert all(torch.equal(value, whole[name]) for name, value in floats.items())
+
+
 def test_a_file_that_changes_meanwhile(folder: Path, file: Path) -> None:
     unet, held = network(folder, "unet"), lora.look(file)
     rewrite(file, down=torch.ones(RANK, 8))

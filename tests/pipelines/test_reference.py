@@ -16,6 +16,7 @@ from mmgen.cli.main import main
 from mmgen.errors import ModelError, UsageError
 from mmgen.images import read_metadata
 from mmgen.pipelines.catalogue import describe, facts, verify
+from mmgen.pipelines.checkpoint import write_manifest
 from mmgen.pipelines.diffusers_pipeline import MmgenPipeline
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.reference import Lora, Reference
@@ -194,6 +195,25 @@ def test_what_is_wrong_with_a_vae_alone(folders: dict[str, Path], tmp_path: Path
     (tmp_path / "elsewhere.safetensors").write_bytes(data)
     weights.symlink_to(tmp_path / "elsewhere.safetensors")
     with pytest.raises(ModelError, match="is a link that leads out of the folder"):
+        mmgen.load(text, device="cpu")
+    weights.unlink()
+    (broken / f"{weights.name}.index.json").symlink_to(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(ModelError, match=r"index\.json is a link that leads out of the folder"):
+        facts(text)
+
+
+def test_the_manifest_of_a_vae_alone_is_looked_at(folders: dict[str, Path], tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(folders["vae"], tmp_path / "broken"))
+    write_manifest(broken)
+    text = f"{folders['sd']}?vae={broken}"
+    assert verify(text) == []
+    (weights,) = broken.glob("*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (problem,) = verify(text)
+    assert f"{weights.name} is damaged" in problem
+    with pytest.raises(ModelError, match="is damaged"):
         mmgen.load(text, device="cpu")
 
 

@@ -355,14 +355,26 @@ def test_what_is_not_read_need_not_be_there(base: Path, copy: Path) -> None:
     [
         ({"noise_level": 0}, "a noise_level of 0 refines nothing"),
         ({"noise_level": 0.01}, "15 steps from a noise_level of 0.01 are the last of 1,500"),
+        ({"noise_level": 1e-320}, "are the last of 9,223,372,036,854,775,807"),
         ({"sampler": "UniPCMultistepScheduler"}, "only runs all the way from noise to picture"),
         ({"timesteps": "fast27"}, "stage 'refiner' does not take timesteps"),
     ],
 )
-def test_settings_that_cannot_be_meant(pipe: TextToImage, settings: dict[str, Any], says: str) -> None:
-    stages = {"decoder": StageSettings(steps=1), "refiner": StageSettings(**settings)}
+def test_settings_that_cannot_be_meant(
+    pipe: TextToImage, base: Path, folder: Path, settings: dict[str, Any], says: str
+) -> None:
+    stages = {"refiner": StageSettings(**settings)}
     with pytest.raises(UsageError, match=says):
-        pipe(PROMPT, seeds=[3], stages=stages)
+        pipe.request(PROMPT, seeds=[3], stages=stages)
+    with pytest.raises(UsageError, match=says):
+        facts(joined(base, folder)).request(PROMPT, 3, stages=stages)
+
+
+@pytest.mark.parametrize("steps", [None, 0, "many"])
+def test_a_training_without_steps(base: Path, copy: Path, steps: Any) -> None:
+    rewrite(copy / "scheduler" / "scheduler_config.json", num_train_timesteps=steps)
+    with pytest.raises(ModelError, match=r"checkpoint .*: scheduler config has num_train_timesteps"):
+        facts(joined(base, copy))
 
 
 @pytest.mark.parametrize(

@@ -604,6 +604,17 @@ def test_tensors_that_do_not_fit(
         read(with_tokenizer(changed(models("1"), tmp_path, changes), models("1")))
 
 
+def test_three_tensors_in_one_must_have_as_many_rows_each(
+    models: Callable[[str], Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = next(name for name in models("2").tensors if name.endswith("in_proj_weight"))
+    held = models("2").tensors[name]
+    path = changed(models("2"), tmp_path, {name: torch.cat([held, held[:2]])})
+    monkeypatch.setattr(single_file, "read_tensors", None)  # nothing is read
+    with pytest.raises(ModelError, match=f"another shape for '{name}'"):
+        read(with_tokenizer(path, models("2")))
+
+
 TEXT = "cond_stage_model.transformer.text_model."
 LAYER = TEXT + "encoder.layers.{}.mlp.fc1.weight"
 DEEP = "model.diffusion_model.middle_block.1.transformer_blocks.{}.attn2.to_k.weight"

@@ -42,7 +42,6 @@ from mmgen.noise import Noise
 from mmgen.pipelines import loading
 from mmgen.pipelines.catalogue import describe, facts, sizes, verify
 from mmgen.pipelines.clock import Clock
-from mmgen.pipelines.editing import Known
 from mmgen.pipelines.families import FAMILIES
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.reference import Reference
@@ -422,11 +421,14 @@ def test_the_defaults_are_those_of_the_upscaler(x4: TextToImage, models: Path) -
     assert facts(joined(models, "if", "x4")).request(PROMPT, 3) == request
 
 
-def test_more_noise_than_it_has_learned_is_refused(x4: TextToImage) -> None:
-    with pytest.raises(
-        UsageError, match=r"'super-res-64' takes a noise_level of at most 0\.35, .*: 0\.36 is more"
-    ):
-        x4(PROMPT, seeds=[3], stages={**FAST_X4, X4: StageSettings(steps=1, noise_level=0.36)})
+def test_more_noise_than_it_has_learned_is_refused(x4: TextToImage, models: Path) -> None:
+    says = r"'super-res-64' takes a noise_level of at most 0\.35, .*: 0\.351 is more"
+    stages, known = {X4: StageSettings(noise_level=0.351)}, facts(joined(models, "if", "x4"))
+    with pytest.raises(UsageError, match=says):
+        x4.request(PROMPT, seeds=[3], stages=stages)
+    with pytest.raises(UsageError, match=says):
+        known.request(PROMPT, 3, stages=stages)
+    assert known.request(PROMPT, 3, stages={X4: StageSettings(noise_level=0.35)})
 
 
 def test_its_steps_can_be_looked_at(x4: TextToImage) -> None:
@@ -908,19 +910,19 @@ def test_texts_of_another_encoder_are_refused(x4: TextToImage) -> None:
 def test_stage_two_is_not_told_what_another_decoder_was(models: Path, tmp_path: Path) -> None:
     shutil.copytree(models / "tiny", tmp_path / "tiny")
     write_if_super_res(tmp_path / "if-2", sample_size=512, encoder_hid_dim=48)
-    model = load(tmp_path, "tiny", "if-2")
-    draft = run(model, "text", Draft((PROMPT,), image=torch.zeros(1, 3, 256, 256)), [3])
     with pytest.raises(UsageError, match="is told texts of width 48, and those of this model have 32"):
-        run(model, "super-res-512", draft, [3], steps=1)
+        load(tmp_path, "tiny", "if-2")
 
 
-def test_what_is_drawn_over_is_refused(larger: TextToImage) -> None:
-    known, image = Known(torch.zeros(1, 3, 32, 32)), torch.zeros(1, 3, SIDE, SIDE)
-    told = run(larger, "text", Draft((PROMPT,), known=known, image=image), [3])
+def test_what_is_drawn_over_is_refused_before_the_first_step(models: Path) -> None:
+    model, image = load(models, "tiny", "x4"), photo(16, 16)
+    begun = model.stream(PROMPT, seeds=[3], image=image)
     with pytest.raises(
-        UsageError, match="'super-res-32' cannot begin with a picture: choose another --upscaler"
+        UsageError, match=r"'super-res-1024' of this model cannot .*: choose another --upscaler"
     ):
-        run(larger, IF_2, told, [3], steps=1)
+        next(begun)
+    drawn = model.edit(image, PROMPT, seeds=[3], size=16, stages={"decoder": StageSettings(steps=1)})
+    assert drawn[0].size == (16, 16)
 
 
 @pytest.mark.parametrize(
