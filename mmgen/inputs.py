@@ -33,6 +33,10 @@ def open_mask(path: Path, size: Size) -> Image.Image:
 
 def picture(image: Image.Image, name: str = "the picture") -> Image.Image:
     """Any picture in RGB. Raises UsageError for one with floating-point values, whose white nobody can tell."""
+    if not isinstance(image, Image.Image):  # a path, say
+        raise UsageError(
+            f"{name} is {type(image).__name__}, and must be a picture of Pillow: give Image.open(path)"
+        )
     if image.mode == "F":
         raise UsageError(f"{name} holds floating-point values: save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits; plain conversion would cut them off at 255

@@ -123,7 +123,10 @@ def _read_files(folder: Path, only: Collection[str] | None) -> list[Path]:
     files = [folder / name for name in (INDEX, VOCABULARY) if (folder / name).is_file()]
     for part in _parts(folder) if only is None else [folder / name for name in only]:
         check_link(part, folder)
-        files += _part_files(part) if part.is_dir() else [part]
+        if part.is_dir():
+            files += _part_files(part)
+        elif part.is_file():  # a pipe would never end
+            files.append(part)
     for path in files:
         check_link(path, folder)
     return files

@@ -72,6 +72,11 @@ def look(path: Path) -> LoraFile:
     """
     if find_spec("peft") is None:
         raise UsageError("LoRA files need peft, which is not installed: pip install 'mmgen[lora]'")
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise ModelError(
+            f"the LoRA {path.name} {what}: give a .safetensors file, or owner/name of the Hugging Face Hub"
+        )
     if path.suffix != ".safetensors":
         raise ModelError(f"{path.name} {ONLY_SAFETENSORS}")
     header = weight_header(path)

@@ -26,7 +26,7 @@ from mmgen.pipelines.checkpoint import (
     part_names,
 )
 from mmgen.pipelines.families import FAMILIES, PUBLISHED
-from mmgen.pipelines.families.family import Family, Join, Kind, Refiner, Upscaler
+from mmgen.pipelines.families.family import Family, Join, Kind, Refiner, Upscaler, enlargement
 from mmgen.pipelines.forms import StageForm, sides
 from mmgen.pipelines.reference import Lora, Reference
 from mmgen.pipelines.single_file import SingleFile
@@ -286,6 +286,11 @@ def find(name_or_folder: str | Path, *, fetch: bool = True, whole: bool = True, 
         return bundled() / text
     if os.path.isdir(name_or_folder):  # unlike Path.is_dir it has an answer for a name that cannot be
         return Path(name_or_folder).absolute()  # "." has no name of its own
+    if is_single_file(text):  # its name may be like owner/name
+        raise ModelError(
+            f"{text} is a single file, and of these only whole models are read: give a folder here, or owner/name of "
+            "the Hugging Face Hub"
+        )
     if (model := hub.parse(text)) is None:
         raise ModelError(
             f"no model {text!r}: give a folder, or one of {', '.join(available()) or 'none'}, or owner/name of the "
@@ -361,6 +366,7 @@ def locate(reference: str | Path, *, fetch: bool = True, check: bool = False) ->
         others["prior"] = files.checked(_prior(find(asked.prior, fetch=fetch), index, family))
     if asked.vae is not None:
         others["vae"] = files.checked(_vae(find(asked.vae, fetch=fetch, alone=True), index, family))
+        _check_enlargement(others["vae"], base, file)
     refiner = None
     if asked.refiner is not None:
         source, how = _refiner(asked.refiner, index, fetch=fetch)
@@ -505,6 +511,18 @@ def _vae(folder: Path, base: Mapping[str, Any], family: Family) -> Source:
             f"{folder.name} holds no VAE: give a folder with its {CONFIG} and weights, or that of a whole model"
         )
     return _in_part(_source(folder, _read_index(folder), {"vae": kinds}, {}))
+
+
+def _check_enlargement(vae: Source, base: Path, file: SingleFile | None) -> None:
+    """Raise ModelError for a VAE that makes pictures of another size than the model's own, where it has one."""
+    own = base / "vae" / CONFIG
+    if file is None and not own.is_file():
+        return
+    with _of(base):
+        wanted = enlargement(file.configs["vae"] if file else read_json(own))
+    with _of(vae.folder):
+        if (found := enlargement(vae.configs()["vae"])) != wanted:
+            raise ValueError(f"this VAE enlarges {found} times, and that of {base.name} {wanted} times")
 
 
 def is_alone(folder: Path) -> bool:

@@ -30,7 +30,6 @@ class UNetStage:
 
     name = "decoder"
     needs = frozenset({"text"})
-    instead = "--model"
 
     def __init__(
         self, network: Any, defaults: StageSettings, *, schedule: DiscreteSchedule, kind: PredictionKind
@@ -82,6 +81,7 @@ class PixelStage(UNetStage):
 
     gives = frozenset({"image"})
     takes = PIXEL_TAKES
+    instead = "--model"
 
     def __init__(
         self, network: Any, defaults: StageSettings, *, schedule: DiscreteSchedule, kind: PredictionKind
@@ -103,6 +103,7 @@ class LatentStage(UNetStage):
 
     gives = frozenset({"latent"})
     takes = LATENT_TAKES
+    instead = "--model"
     size: int | None = None
 
     def __init__(

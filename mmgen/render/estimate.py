@@ -132,7 +132,10 @@ def fit(
     free = max(0, int(WORKING_SHARE * (room.bytes - taken)))
     needed = each(stage)
     while room.asked and needed is not None and needed > free and (smaller := in_smaller_squares(stage)):
-        stage, needed = smaller, each(smaller)
+        less = each(smaller)
+        if less is None or less >= needed:  # many squares hold more than they spare
+            break
+        stage, needed = smaller, less
     return Fit(stage, needed, free, None if needed is None else max(1, free // needed))
 
 

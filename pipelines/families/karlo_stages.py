@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgen.conditioning import Conditioning, given
-from mmgen.errors import UsageError
 from mmgen.noise import Noise
 from mmgen.pipelines.adapters import Face
 from mmgen.pipelines.denoiser import make_denoiser
@@ -130,6 +129,7 @@ class KarloSuperResStage(UNetStage):
     needs = frozenset({"image"})
     gives = frozenset({"image"})
     takes = PLAIN_SUPER_RES_TAKES
+    instead = "--upscaler"
 
     def __init__(
         self,
@@ -150,10 +150,6 @@ class KarloSuperResStage(UNetStage):
 
     def run(self, draft: Draft, settings: StageSettings, noise: Noise) -> Generator[Step, None, Draft]:
         image = given(draft.image, "image")
-        if draft.known is not None:
-            raise UsageError(
-                f"stage {self.name!r} of this model cannot begin with a picture: choose another --model"
-            )
         height, width = (round(self.factor * side) for side in image.shape[-2:])
         # as in the training, where antialias chooses another cubic
         large = F.interpolate(

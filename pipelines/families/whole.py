@@ -356,7 +356,9 @@ def _channels(whole: Whole, vae: Any) -> int:
 def _check_axes(transformer: Any) -> None:
     """Raise ValueError for one whose heads are not turned by what a place is told as: of what, row and column."""
     axes = list(transformer.get("axes_dims_rope", ()))
-    if axes and (len(axes) != 3 or any(one % 2 for one in axes) or sum(axes) != transformer.attention_head_dim):
+    if axes and (
+        len(axes) != 3 or any(one % 2 for one in axes) or sum(axes) != transformer.attention_head_dim
+    ):
         raise ValueError(
             f"transformer has axes_dims_rope {axes}, which must be 3 even numbers, "
             f"{transformer.attention_head_dim} together, its attention_head_dim"
@@ -369,7 +371,9 @@ def _check_side(transformer: Any, side: int, said: str) -> None:
     if side % patch:
         raise ValueError(f"{said} is {side}, which patches of {patch} do not fill")
     if most is not None and side // patch > most:
-        raise ValueError(f"{said} is {side}, and pos_embed_max_size {most}: it knows no more patches of {patch}")
+        raise ValueError(
+            f"{said} is {side}, and pos_embed_max_size {most}: it knows no more patches of {patch}"
+        )
 
 
 def _check_channels(transformer: Any, channels: int, of: str) -> None:

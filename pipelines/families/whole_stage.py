@@ -286,7 +286,8 @@ def mended(text: str) -> str:
 
     Raises UsageError for one that ftfy would have to look at where that is not installed; plain ones it leaves alone.
     """
-    if not (text.isascii() and text.isprintable()):
+    one_line = text.replace("\n", " ").replace("\t", " ")  # of which it leaves both
+    if not (one_line.isascii() and one_line.isprintable()):
         try:
             text = import_module("ftfy").fix_text(text)
         except ImportError:

@@ -169,6 +169,10 @@ def test_names_of_an_older_version_are_known(tmp_path: Path) -> None:
     state = read_network(tmp_path / "vae", AutoencoderKL).state_dict()
     assert state.keys() == tensors.keys()
     assert all(torch.equal(state[name], value) for name, value in tensors.items())
+    name = next(name for name in tensors if ".to_q." in name)
+    save_file({**tensors, renamed(name): 2 * tensors[name]}, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="vae: the weights hold a tensor under two names"):
+        read_network(tmp_path / "vae", AutoencoderKL)
 
 
 # Files that are cut off, changed or empty.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -46,6 +47,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         parameter.data = parameter.data + 0.05 * torch.randn(parameter.shape)
     vae.save_pretrained(found["other"] / "vae")
     found["vae"] = Path(shutil.copytree(found["other"] / "vae", base / "vae"))
+    found["deep"] = Path(shutil.copytree(found["vae"], base / "deep"))
+    config = json.loads((found["deep"] / "config.json").read_text())
+    config["block_out_channels"] = [*config["block_out_channels"], 8]
+    (found["deep"] / "config.json").write_text(json.dumps(config))
     found["network"] = Path(shutil.copytree(found["sd"] / "unet", base / "network"))
     found["nothing"] = base / "nothing"
     found["nothing"].mkdir()
@@ -97,6 +102,7 @@ def test_what_cannot_be_meant(
         ),
         ("sd?vae=network", r"network/config\.json is of class 'UNet2DConditionModel', not diffusers"),
         ("sd?vae=other/tokenizer", "tokenizer holds no VAE"),
+        ("sd?vae=deep", r"deep: this VAE enlarges \d+ times, and that of sd \d+ times"),
         ("sd?vae=storybook %26 more", "component 'vae' is None"),
         ("sd?lora=nothing.safetensors", r"nothing\.safetensors cannot be read"),
         ("vae", "vae is no checkpoint: it has no model_index"),
@@ -215,6 +221,31 @@ def test_the_manifest_of_a_vae_alone_is_looked_at(folders: dict[str, Path], tmp_
     assert f"{weights.name} is damaged" in problem
     with pytest.raises(ModelError, match="is damaged"):
         mmgen.load(text, device="cpu")
+
+
+@pytest.mark.parametrize("part", ["vae", "upscaler"])
+def test_a_part_in_a_single_file_is_not_asked_of_the_hub(
+    folders: dict[str, Path], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vaes").mkdir()
+    (tmp_path / "vaes" / "good.safetensors").write_bytes(b"none")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"vaes/good\.safetensors is a single file, and of these only whole models"
+    ):
+        facts(f"{folders['sd']}?{part}=vaes/good.safetensors")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes among files")
+@pytest.mark.parametrize("path", ["scheduler/scheduler_config.json", "unet/config.json"])
+def test_a_pipe_in_what_is_joined_is_not_waited_for(
+    folders: dict[str, Path], path: str, tmp_path: Path
+) -> None:
+    enlarger = write_if_super_res(tmp_path / "enlarger")
+    (enlarger / path).unlink()
+    os.mkfifo(enlarger / path)
+    with pytest.raises(ModelError, match=Path(path).name):
+        mmgen.load(f"{folders['sd']}?upscaler={enlarger}", device="cpu")
 
 
 def test_of_what_is_joined_only_what_is_read_counts(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -39,7 +39,6 @@ from mmgen.images import read_metadata
 from mmgen.noise import Noise
 from mmgen.pipelines import vae_stage
 from mmgen.pipelines.catalogue import describe, facts, verify
-from mmgen.pipelines.clock import Clock
 from mmgen.pipelines.families.stable_cascade_stages import PaellaStage, WuerstchenSchedule, paella_colours
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.stage import Draft, finish
@@ -49,7 +48,16 @@ from mmgen.schedulers.prediction import Prediction
 from mmgen.schedulers.samplers import Step, sampler
 from mmgen.types import SAMPLERS, StageSettings
 from tests.checkpoints import awake, write_clip
-from tests.render.whole import in_parts, is_read_per_turn, load, one_by_one, three_jobs, together
+from tests.render.whole import (
+    drawn,
+    image_of,
+    in_parts,
+    is_read_per_turn,
+    load,
+    one_by_one,
+    three_jobs,
+    together,
+)
 
 # diffusers 0.42 hands float32 torch tensors to numpy 2 in the way of numpy 1.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
@@ -196,16 +204,11 @@ def ours(
     decoder: float = 1.0,
 ) -> Draft:
     """All in one batch. prior, decoder: their guidance."""
-    stages = pipe.cascade.resolve({
+    stages = {
         "prior": StageSettings(steps=STEPS, guidance_scale=prior),
         "decoder": StageSettings(steps=STEPS, guidance_scale=decoder),
-    })  # fmt: skip
-    return finish(pipe.cascade.run(Draft(tuple(prompts), negative), stages, seeds, Clock(CPU)))  # type: ignore[arg-type]
-
-
-def image_of(draft: Draft) -> Tensor:
-    assert draft.image is not None
-    return draft.image
+    }
+    return drawn(pipe, prompts, seeds, negative, stages)
 
 
 def theirs(

@@ -350,6 +350,7 @@ def test_the_prior_has_settings_where_it_runs(pipe: TextToImage) -> None:
         (lambda p: p.diff_text(picture(), "a cat", picture()), "diff-text"),
         (lambda p: p.vary(picture(), size=20), "tiny cannot draw 20x20"),
         (lambda p: p.vary(Image.new("F", (8, 8))), "floating-point values"),
+        (lambda p: p.upscale("cat.png"), "is str, and must be a picture of Pillow"),
     ],
 )
 def test_what_cannot_be_meant(pipe: TextToImage, draw: Callable[[TextToImage], Result], says: str) -> None:

@@ -42,6 +42,7 @@ from mmgen.noise import Noise
 from mmgen.pipelines import loading
 from mmgen.pipelines.catalogue import describe, facts, sizes, verify
 from mmgen.pipelines.clock import Clock
+from mmgen.pipelines.editing import Known
 from mmgen.pipelines.families import FAMILIES
 from mmgen.pipelines.loading import open_model
 from mmgen.pipelines.reference import Reference
@@ -914,15 +915,21 @@ def test_stage_two_is_not_told_what_another_decoder_was(models: Path, tmp_path: 
         load(tmp_path, "tiny", "if-2")
 
 
-def test_what_is_drawn_over_is_refused_before_the_first_step(models: Path) -> None:
+def test_what_is_drawn_over_is_refused_before_the_first_step(
+    models: Path, alone: dict[str, TextToImage]
+) -> None:
     model, image = load(models, "tiny", "x4"), photo(16, 16)
     begun = model.stream(PROMPT, seeds=[3], image=image)
     with pytest.raises(
-        UsageError, match=r"'super-res-1024' of this model cannot .*: choose another --upscaler"
+        UsageError, match=r"'super-res-\d+' of this model cannot .*: choose another --upscaler"
     ):
         next(begun)
     drawn = model.edit(image, PROMPT, seeds=[3], size=16, stages={"decoder": StageSettings(steps=1)})
     assert drawn[0].size == (16, 16)
+    for name, stage in (("if-2-text", ALONE), ("karlo", KARLO)):
+        over = Draft((PROMPT,), known=Known(to_tensor([image])))
+        with pytest.raises(UsageError, match=f"'{stage}' of this model cannot .*: choose another --upscaler"):
+            next(alone[name].cascade.enlarging(4, "", name)[1].run(over, {}, [3], Clock(CPU)))
 
 
 @pytest.mark.parametrize(
