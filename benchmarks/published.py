@@ -3,7 +3,7 @@
     python benchmarks/published.py
     python benchmarks/published.py tiny     # does the code run? its figures say nothing
 
-Every figure is of a process of its own, in turns; the middle one of five is taken. Start-up: from the start of Python
+Every figure is of a process of its own, in turns; the middle one of three is taken. Start-up: from the start of Python
 until the model is loaded. Seconds for a picture: the middle of three, after one that is not counted. Peak: the most
 that the process had in memory. Same steps, guidance, sampler and side on all lines; tuned: bfloat16, channels last.
 """
@@ -23,7 +23,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 ROOT = Path(__file__).resolve().parents[1]
-REPEATS, STEPS = 5, 8
+REPEATS, STEPS = 3, 8
 PROMPT = "two cats and a big red balloon on the left of a tree in the snow at night"
 OURS = """
 import mmgen

@@ -32,7 +32,7 @@ from mmgen.types import StageSettings
 from tests.checkpoints import write_stable_diffusion
 from tests.pipelines.test_sdxl import write_sdxl
 from tests.pipelines.test_stable_diffusion import FAST, PROMPT
-from tests.pipelines.test_whole import sd3, write
+from tests.pipelines.test_whole import BUILDERS, sd3, write
 from tests.render.whole import drawn, image_of, load
 
 # As in the tests of Stable Diffusion.
@@ -157,9 +157,13 @@ def random_changes(folder: Path, paths: Mapping[str, Sequence[str]], seed: int) 
 
 
 def write_peft(
-    folder: Path, changes: Changes, settings: Mapping[str, Any] | None = None, old: bool = False
+    folder: Path,
+    changes: Changes,
+    settings: Mapping[str, Any] | None = None,
+    old: bool = False,
+    saver: Any = None,
 ) -> Path:
-    """As diffusers saves it. old: with the names of its older versions."""
+    """As diffusers saves it. old: with the names of its older versions. saver: a pipeline; None: as changes say."""
     given: dict[str, Any] = {}
     for component, parts in changes.items():
         is_text = component.startswith("text_encoder")
@@ -177,7 +181,7 @@ def write_peft(
                 {**own, "alpha_pattern": {"q_proj": 5}} if is_text else own
             )
     savers = {"transformer": StableDiffusion3Pipeline, "text_encoder_2": StableDiffusionXLPipeline}
-    saver = next((one for name, one in savers.items() if name in changes), StableDiffusionPipeline)
+    saver = saver or next((one for name, one in savers.items() if name in changes), StableDiffusionPipeline)
     saver.save_lora_weights(folder, **given)
     return folder / "pytorch_lora_weights.safetensors"
 
@@ -286,6 +290,32 @@ def test_pictures_are_those_of_diffusers(
     difference = float((image - other).abs().max())
     print(kind, layout, "differs by", difference)  # noqa: T201
     assert difference < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["flux", "sana", "z-image", "qwen-image"])
+def test_transformers_are_given_the_weights_of_diffusers(kind: str, tmp_path: Path) -> None:
+    """Their pictures are compared without a LoRA, in the tests of these families."""
+    folder = write(tmp_path / kind, BUILDERS[kind])
+    before = network(folder, "transformer")
+    paths = [
+        path
+        for path, layer in before.named_modules()
+        if isinstance(layer, nn.Linear) and path.endswith((".to_q", ".to_v", ".to_out.0"))
+    ]
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    changes = random_changes(folder, {"transformer": paths}, seed=2)
+    write_peft(tmp_path, changes, saver=pipeline)
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    pipeline.load_lora_weights(file.parent, weight_name=file.name)
+    pipeline.fuse_lora(lora_scale=WEIGHT)
+    pipeline.unload_lora_weights()
+    (stage,) = [one for one in fused(folder, (file, WEIGHT)).cascade.stages if one.name == "decoder"]
+    mine, wanted = stage.networks[0].state_dict(), pipeline.transformer.state_dict()
+    assert mine.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(mine[name], value, atol=1e-6, rtol=1e-5)
+    for path in paths:
+        assert not torch.allclose(mine[f"{path}.weight"], before.state_dict()[f"{path}.weight"], atol=1e-2)
 
 
 # ---- what is added -------------------------------------------------------------------------------
