@@ -358,9 +358,9 @@ def test_room_is_shared_out_among_pictures() -> None:
     assert most(10_000, asked=True) == (3, False, 256)
     assert most(100, asked=True) == (1, True, 128)
     # the squares that take least, where smaller ones take more
-    many = fit(stage, lambda one: abs(each(one) - 5_120) + 1_000, Room(weights + 10, asked=True), weights)
+    many = fit(stage, lambda one: abs(each(one) - 2_560) + 1_000, Room(weights + 10, asked=True), weights)
     assert isinstance(many.stage, SuperResStage)
-    assert (many.stage.square, many.each) == (512, 1_000)
+    assert (many.stage.square, many.each) == (256, 1_000)
 
 
 # ---- amounts of memory ---------------------------------------------------------------------------
