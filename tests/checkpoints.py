@@ -192,6 +192,12 @@ def write_stable_diffusion(folder: Path, **vae: Any) -> Path:
     return folder
 
 
+def rewrite(path: Path, **changes: Any) -> None:
+    """Change values of a JSON file."""
+    values = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**values, **changes}), "utf-8")
+
+
 def write_scheduler(folder: Path, scheduler: Any) -> None:
     """Put a scheduler of diffusers into a folder of `write_stable_diffusion`, and write its index."""
     scheduler.save_pretrained(folder / "scheduler")

@@ -31,7 +31,7 @@ from mmgen.pipelines.stage import Draft, finish
 from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.schedulers.schedules import DiscreteSchedule, FlowSchedule, cosine_betas, preset_times
 from mmgen.types import PRESETS, SAMPLERS, Request, StageSettings
-from tests.checkpoints import write_clip, write_deepfloyd
+from tests.checkpoints import rewrite, write_clip, write_deepfloyd
 from tests.render.whole import (
     check_sampler,
     drawn,
@@ -361,11 +361,6 @@ def test_what_it_cannot_do_is_said(pipe: TextToImage) -> None:
 
 
 # ---- what is refused -----------------------------------------------------------------------------
-
-
-def rewrite(path: Path, **changes: Any) -> None:
-    values = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({**values, **changes}), "utf-8")
 
 
 def test_what_is_passed_by_may_be_there(copy: Path, pipe: TextToImage) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,7 +57,7 @@ from mmgen.pipelines.text_to_image import TextToImage
 from mmgen.render.windows import Budget
 from mmgen.schedulers.schedules import cosine_betas
 from mmgen.types import SAMPLERS, StageSettings
-from tests.checkpoints import LETTERS, WORDS, awake, write_clip
+from tests.checkpoints import LETTERS, WORDS, awake, rewrite, write_clip
 from tests.render.whole import (
     check_sampler,
     drawn,
@@ -517,11 +516,6 @@ def test_what_it_cannot_do_is_said(pipe: TextToImage) -> None:
 
 
 # ---- what is refused -----------------------------------------------------------------------------
-
-
-def rewrite(path: Path, **changes: Any) -> None:
-    values = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({**values, **changes}), "utf-8")
 
 
 def test_a_decoder_or_a_prior_alone_says_what_is_to_be_given(folders: tuple[Path, Path]) -> None:

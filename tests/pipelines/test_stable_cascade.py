@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +46,7 @@ from mmgen.render.windows import Budget
 from mmgen.schedulers.prediction import Prediction
 from mmgen.schedulers.samplers import Step, sampler
 from mmgen.types import SAMPLERS, StageSettings
-from tests.checkpoints import awake, write_clip
+from tests.checkpoints import awake, rewrite, write_clip
 from tests.render.whole import (
     drawn,
     image_of,
@@ -140,11 +139,6 @@ def random_vqgan() -> Any:
                 nn.init.normal_(parameter, std=0.3)
         nn.init.constant_(vqgan.out_block[0].bias, 0.5)  # grey: pictures lie in [0, 1]
     return vqgan
-
-
-def rewrite(path: Path, **changes: Any) -> None:
-    values = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({**values, **changes}), "utf-8")
 
 
 @pytest.fixture(scope="module")

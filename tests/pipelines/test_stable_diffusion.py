@@ -42,7 +42,7 @@ from mmgen.pipelines.vae_stage import VaeStage
 from mmgen.render.engine import Done, Event
 from mmgen.render.windows import Budget
 from mmgen.types import SAMPLERS, StageSettings
-from tests.checkpoints import BETAS, write_bert, write_scheduler, write_stable_diffusion
+from tests.checkpoints import BETAS, rewrite, write_bert, write_scheduler, write_stable_diffusion
 from tests.pipelines.test_residency import CUDA, FakeDevice, for_turns, same
 from tests.render.whole import (
     check_sampler,
@@ -417,11 +417,6 @@ def test_what_it_cannot_do_is_said(pipe: TextToImage, folder: Path) -> None:
 
 
 # ---- what is refused -----------------------------------------------------------------------------
-
-
-def rewrite(path: Path, **changes: Any) -> None:
-    values = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({**values, **changes}), "utf-8")
 
 
 def test_a_module_may_be_written_in_full(copy: Path) -> None:

@@ -52,7 +52,7 @@ from mmgen.pipelines.upscaling import ShownUNet, UpscalerVaeStage
 from mmgen.render.estimate import picture_bytes
 from mmgen.schedulers.schedules import DiscreteSchedule, cosine_betas
 from mmgen.types import SAMPLERS, Request, StageSettings
-from tests.checkpoints import write_clip, write_deepfloyd, write_tiny
+from tests.checkpoints import rewrite, write_clip, write_deepfloyd, write_tiny
 from tests.pipelines.test_karlo import write_karlo
 from tests.render.whole import in_parts, is_read_per_turn, one_by_one, three_jobs, together
 
@@ -152,11 +152,6 @@ def write_x4(folder: Path, *, most: int = 350, **unet: Any) -> Path:
     }
     (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
     return folder
-
-
-def rewrite(path: Path, **changes: Any) -> None:
-    values = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({**values, **changes}), "utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ from mmgen.render.estimate import cost, picture_bytes
 from mmgen.render.jobs import Job
 from mmgen.render.windows import Budget
 from mmgen.types import StageSettings
-from tests.checkpoints import LETTERS, WORDS
+from tests.checkpoints import LETTERS, WORDS, rewrite
 from tests.render.whole import (
     drawn,
     image_of,
@@ -359,11 +359,6 @@ def copy(folders: dict[str, Path], tmp_path: Path) -> Path:
 
 def load(folder: Path, dtype: str = "float32") -> TextToImage:
     return mmgen.load(folder, device="cpu", dtype=dtype)
-
-
-def rewrite(path: Path, **changes: Any) -> None:
-    values = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({**values, **changes}), "utf-8")
 
 
 # ---- the same pictures ---------------------------------------------------------------------------
